@@ -1,0 +1,6021 @@
+/* qsae.c: the whole library. qsae.h says what it does; this file says how.
+ *
+ * How to read it
+ *   the transformer        6, 7, 20        an SAE                  6, 7, 16
+ *   an intervention        18, 19          why bits never differ   6, then 8-10
+ *   the file               13, tools/FORMAT.md
+ *
+ * Contents
+ *    1 compiler and headers                                                  (private)
+ *    2 status and errors                                                     (public)
+ *    3 memory: checked sizes, allocator, carving                             (private)
+ *    4 platform: files, threads                                              (private)
+ *    5 checksum: XXH64                                                       (public)
+ *    6 numerics: the order of every sum; exp, sine, bf16                     (private)
+ *    7 kernels: portable reference                                           (private)
+ *    8 kernels: AVX2 + FMA                                                   (private)
+ *    9 kernels: AVX-512                                                      (private)
+ *   10 kernels: NEON                                                         (private)
+ *   11 instruction sets: detection and choice                                (public)
+ *   12 sites: names and widths                                               (public)
+ *   13 container: header, directory, verification                            (public)
+ *   14 tokenizer                                                             (public)
+ *   15 model: binding tensors                                                (public)
+ *   16 SAE: open, encode, decode                                             (public)
+ *   17 context: layout, copy, rewind                                         (public)
+ *   18 captures and hook                                                     (public)
+ *   19 edits                                                                 (public)
+ *   20 transformer: one pass over a batch of rows                            (public)
+ *   21 sampling                                                              (public)
+ *   22 chat format                                                           (public)
+ */
+
+/* ===================================================================================================
+ * 1 Compiler and headers (private)
+ * =================================================================================================== */
+
+/* A fused multiply-add happens where fmaf or an intrinsic says so, and nowhere else: otherwise the bits
+ * would depend on the compiler. gcc ignores the standard pragma, clang ignores gcc's. */
+#if defined(__FAST_MATH__)
+#error "qsae: -ffast-math breaks the promise of identical bits; compile qsae.c without it"
+#endif
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#elif defined(__GNUC__)
+#pragma GCC optimize("fp-contract=off")
+#endif
+
+#if !defined(_WIN32) && !defined(_POSIX_C_SOURCE)
+#define _POSIX_C_SOURCE 200809L
+#endif
+
+#define QSAE_WITH_FORMAT
+#include "qsae.h"
+
+#include <limits.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "qsae: only little-endian machines are supported"
+#endif
+#if SIZE_MAX < 0xFFFFFFFFFFFFFFFFu
+#error "qsae: only 64-bit machines are supported"
+#endif
+
+#if !defined(_WIN32)
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#if !defined(QSAE_NO_MMAP)
+#include <sys/mman.h>
+#define QS_MMAP 1
+#endif
+#define QS_POSIX 1
+#endif
+
+#if defined(_OPENMP) && !defined(QSAE_NO_OPENMP)
+#include <omp.h>
+#define QS_OPENMP 1
+#endif
+
+#if defined(__GNUC__)
+#define QS_PRINTF(f, a) __attribute__((format(printf, f, a)))
+#else
+#define QS_PRINTF(f, a)
+#endif
+
+/* The structs of the file are read by copying bytes: their sizes are part of the format. */
+typedef char qs_size_of_header[sizeof(qsae_file_header) == 64 ? 1 : -1];
+typedef char qs_size_of_model[sizeof(qsae_model_record) == 256 ? 1 : -1];
+typedef char qs_size_of_sae[sizeof(qsae_sae_record) == 256 ? 1 : -1];
+typedef char qs_size_of_tensor[sizeof(qsae_tensor_record) == 64 ? 1 : -1];
+
+/* ===================================================================================================
+ * 2 Status and errors (public)
+ * =================================================================================================== */
+
+uint32_t qsae_version(void) { return QSAE_VERSION_HEX; }
+
+const char *qsae_status_string(qsae_status status)
+{
+    switch (status) {
+    case QSAE_OK: return "ok";
+    case QSAE_E_ARG: return "bad argument";
+    case QSAE_E_NOMEM: return "out of memory";
+    case QSAE_E_IO: return "input/output error";
+    case QSAE_E_TRUNC: return "file too short";
+    case QSAE_E_MAGIC: return "not a .qsae file";
+    case QSAE_E_VERSION: return "other format version";
+    case QSAE_E_FORMAT: return "malformed file";
+    case QSAE_E_UNSUP: return "not supported";
+    case QSAE_E_LIMIT: return "over a limit";
+    case QSAE_E_MISMATCH: return "parts do not match";
+    case QSAE_E_STATE: return "not possible now";
+    case QSAE_E_CANCELLED: return "cancelled";
+    case QSAE_E_NUM: return "not a finite number";
+    }
+    return "unknown status";
+}
+
+/* Fills *err (may be NULL) and returns st, so that callers can write `return qs_fail(...)`. */
+static qsae_status qs_fail(qsae_error *err, qsae_status st, uint64_t offset, const char *fmt, ...)
+    QS_PRINTF(4, 5);
+
+static qsae_status qs_fail(qsae_error *err, qsae_status st, uint64_t offset, const char *fmt, ...)
+{
+    if (!err) return st;
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(err->text, sizeof err->text, fmt, args);
+    va_end(args);
+    /* names come from files: keep the promise of one ASCII line */
+    for (char *p = err->text; *p; p++)
+        if ((unsigned char)*p < 32 || (unsigned char)*p > 126) *p = '?';
+    err->status = st;
+    err->offset = offset;
+    return st;
+}
+
+/* ===================================================================================================
+ * 3 Memory: checked sizes, allocator, carving (private)
+ *
+ * Sizes that come from a file or a caller go through these three and nothing else.
+ * =================================================================================================== */
+
+static int qs_add(size_t a, size_t b, size_t *sum) /* 1 and *sum, or 0 on overflow */
+{
+    if (a > SIZE_MAX - b) return 0;
+    *sum = a + b;
+    return 1;
+}
+
+static int qs_mul(size_t a, size_t b, size_t *product)
+{
+    if (b && a > SIZE_MAX / b) return 0;
+    *product = a * b;
+    return 1;
+}
+
+static int qs_round_up(size_t a, size_t unit, size_t *rounded) /* unit: a power of two */
+{
+    if (!qs_add(a, unit - 1, rounded)) return 0;
+    *rounded &= ~(unit - 1);
+    return 1;
+}
+
+/* For widths that were checked at open: cannot overflow. */
+static size_t qs_up16(size_t n) { return (n + 15) & ~(size_t)15; }
+static size_t qs_min(size_t a, size_t b) { return a < b ? a : b; }
+
+/* malloc promises 16 bytes; kernels like 64. The raw pointer is kept just below the aligned one. */
+static void *qs_default_alloc(void *user, size_t size, size_t align)
+{
+    (void)user;
+    size_t total;
+    if (!qs_add(size, align + sizeof(void *), &total)) return NULL;
+    char *raw = malloc(total);
+    if (!raw) return NULL;
+    uintptr_t at = ((uintptr_t)raw + sizeof(void *) + align - 1) & ~(uintptr_t)(align - 1);
+    memcpy((char *)at - sizeof(void *), &raw, sizeof(void *));
+    return (void *)at;
+}
+
+static void qs_default_release(void *user, void *ptr, size_t size)
+{
+    (void)user;
+    (void)size;
+    void *raw;
+    memcpy(&raw, (char *)ptr - sizeof(void *), sizeof(void *));
+    free(raw);
+}
+
+/* Copies the caller's allocator, or the default one; both functions or none. */
+static qsae_status qs_take_allocator(const qsae_allocator *in, qsae_allocator *out, qsae_error *err)
+{
+    if (in && (!in->alloc != !in->release))
+        return qs_fail(err, QSAE_E_ARG, 0, "allocator: alloc and release must both be set");
+    if (in && in->alloc) {
+        *out = *in;
+    } else {
+        out->alloc = qs_default_alloc;
+        out->release = qs_default_release;
+        out->user = NULL;
+    }
+    return QSAE_OK;
+}
+
+static void *qs_alloc(const qsae_allocator *a, size_t size)
+{
+    return a->alloc(a->user, size ? size : 1, QSAE_FILE_ALIGN);
+}
+
+static void qs_release(const qsae_allocator *a, void *ptr, size_t size)
+{
+    if (ptr) a->release(a->user, ptr, size ? size : 1);
+}
+
+/* Cuts one block into 64-byte aligned arrays. With base NULL it only adds up: the same function that lays
+ * a block out also says how large it must be. */
+typedef struct qs_carve {
+    char *base;
+    size_t used;
+    int overflow;
+} qs_carve;
+
+static void *qs_cut(qs_carve *c, size_t count, size_t elem)
+{
+    size_t bytes, next;
+    if (!qs_mul(count, elem, &bytes) || !qs_round_up(bytes, 64, &bytes) ||
+        !qs_add(c->used, bytes, &next)) {
+        c->overflow = 1;
+        return NULL;
+    }
+    void *p = c->base ? c->base + c->used : NULL;
+    c->used = next;
+    return p;
+}
+
+/* ===================================================================================================
+ * 4 Platform: files, threads (private)
+ *
+ * The only place with operating system calls.
+ * =================================================================================================== */
+
+typedef struct qs_file {
+    const uint8_t *data;
+    size_t size;
+    int mapped; /* munmap it */
+    void *owned; /* or release it */
+} qs_file;
+
+static void qs_file_close(qs_file *f, const qsae_allocator *a)
+{
+#if defined(QS_MMAP)
+    if (f->mapped) munmap((void *)(uintptr_t)f->data, f->size);
+#endif
+    qs_release(a, f->owned, f->size);
+    memset(f, 0, sizeof *f);
+}
+
+#if defined(QS_POSIX)
+
+static qsae_status qs_file_read_fd(int fd, qs_file *f, const qsae_allocator *a, const char *path,
+                                   qsae_error *err)
+{
+    uint8_t *buf = qs_alloc(a, f->size);
+    if (!buf) return qs_fail(err, QSAE_E_NOMEM, 0, "%.120s: no memory for %zu bytes", path, f->size);
+    f->owned = buf;
+    f->data = buf;
+    for (size_t done = 0; done < f->size;) {
+        ssize_t n = read(fd, buf + done, qs_min(f->size - done, (size_t)1 << 30));
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0)
+            return qs_fail(err, n ? QSAE_E_IO : QSAE_E_TRUNC, done, "%.120s: read stopped at byte %zu of %zu",
+                           path, done, f->size);
+        done += (size_t)n;
+    }
+    return QSAE_OK;
+}
+
+static qsae_status qs_file_open_fd(int fd, const char *path, int no_mmap, const qsae_allocator *a,
+                                   qs_file *f, qsae_error *err)
+{
+    struct stat st;
+    if (fstat(fd, &st) != 0)
+        return qs_fail(err, QSAE_E_IO, 0, "%.120s: %s", path, strerror(errno));
+    if (!S_ISREG(st.st_mode)) return qs_fail(err, QSAE_E_IO, 0, "%.120s: not a regular file", path);
+    if (st.st_size == 0) return qs_fail(err, QSAE_E_TRUNC, 0, "%.120s: the file is empty", path);
+    f->size = (size_t)st.st_size;
+#if defined(QS_MMAP)
+    if (!no_mmap) {
+        void *p = mmap(NULL, f->size, PROT_READ, MAP_PRIVATE, fd, 0);
+        if (p != MAP_FAILED) {
+            f->data = p;
+            f->mapped = 1;
+            return QSAE_OK;
+        } /* some file systems cannot map: read instead */
+    }
+#endif
+    (void)no_mmap;
+    return qs_file_read_fd(fd, f, a, path, err);
+}
+
+static qsae_status qs_file_open(const char *path, int no_mmap, const qsae_allocator *a, qs_file *f,
+                                qsae_error *err)
+{
+    memset(f, 0, sizeof *f);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* not to hang on a FIFO */
+    if (fd < 0) return qs_fail(err, QSAE_E_IO, 0, "%.120s: %s", path, strerror(errno));
+    qsae_status st = qs_file_open_fd(fd, path, no_mmap, a, f, err);
+    close(fd);
+    if (st) qs_file_close(f, a);
+    return st;
+}
+
+#else /* plain stdio */
+
+static qsae_status qs_file_open(const char *path, int no_mmap, const qsae_allocator *a, qs_file *f,
+                                qsae_error *err)
+{
+    (void)no_mmap;
+    memset(f, 0, sizeof *f);
+    FILE *in = fopen(path, "rb");
+    if (!in) return qs_fail(err, QSAE_E_IO, 0, "%.120s: cannot open", path);
+    qsae_status st = QSAE_OK;
+    long size = -1;
+    if (fseek(in, 0, SEEK_END) == 0) size = ftell(in);
+    if (size <= 0 || size == LONG_MAX || fseek(in, 0, SEEK_SET) != 0) {
+        st = qs_fail(err, QSAE_E_IO, 0, "%.120s: not a readable regular file", path);
+    } else {
+        f->size = (size_t)size;
+        f->owned = qs_alloc(a, f->size);
+        f->data = f->owned;
+        if (!f->owned)
+            st = qs_fail(err, QSAE_E_NOMEM, 0, "%.120s: no memory for %zu bytes", path, f->size);
+        else if (fread(f->owned, 1, f->size, in) != f->size)
+            st = qs_fail(err, QSAE_E_TRUNC, 0, "%.120s: cannot read %zu bytes", path, f->size);
+    }
+    fclose(in);
+    if (st) qs_file_close(f, a);
+    return st;
+}
+
+#endif
+
+/* Runs task(arg, lo, hi, thread) over a split of 0..units. Who computes a unit never changes its value, so
+ * the split is free. Small work stays on the calling thread: starting a team costs microseconds.
+ *   cost  multiply-adds per unit, roughly */
+typedef void (*qs_task)(void *arg, size_t lo, size_t hi, size_t thread);
+
+static void qs_parallel(int n_threads, size_t units, size_t cost, qs_task task, void *arg)
+{
+#if defined(QS_OPENMP)
+    if (n_threads > 1 && units > 1 && (double)units * (double)cost > 16384.0) {
+#pragma omp parallel num_threads(n_threads)
+        {
+            size_t n = (size_t)omp_get_num_threads(), t = (size_t)omp_get_thread_num();
+            size_t lo = units / n * t + qs_min(t, units % n);
+            size_t hi = lo + units / n + (t < units % n);
+            if (lo < hi) task(arg, lo, hi, t);
+        }
+        return;
+    }
+#endif
+    (void)n_threads;
+    (void)cost;
+    if (units) task(arg, 0, units, 0);
+}
+
+/* ===================================================================================================
+ * 5 Checksum: XXH64 (public)
+ *
+ * Seed 0, streaming. Source: the XXH64 algorithm description (xxHash specification, section "XXH64").
+ * =================================================================================================== */
+
+#define QS_XXP1 0x9E3779B185EBCA87u
+#define QS_XXP2 0xC2B2AE3D27D4EB4Fu
+#define QS_XXP3 0x165667B19E3779F9u
+#define QS_XXP4 0x85EBCA77C2B2AE63u
+#define QS_XXP5 0x27D4EB2F165667C5u
+
+static uint64_t qs_rotl(uint64_t v, int n) { return (v << n) | (v >> (64 - n)); }
+
+static uint64_t qs_load64(const uint8_t *p)
+{
+    uint64_t v;
+    memcpy(&v, p, 8);
+    return v;
+}
+
+static uint32_t qs_load32(const uint8_t *p)
+{
+    uint32_t v;
+    memcpy(&v, p, 4);
+    return v;
+}
+
+static uint64_t qs_xx_round(uint64_t acc, uint64_t lane)
+{
+    return qs_rotl(acc + lane * QS_XXP2, 31) * QS_XXP1;
+}
+
+void qsae_hash_begin(qsae_hash *h)
+{
+    memset(h, 0, sizeof *h);
+    h->acc[0] = QS_XXP1 + QS_XXP2;
+    h->acc[1] = QS_XXP2;
+    h->acc[2] = 0;
+    h->acc[3] = 0 - QS_XXP1;
+}
+
+void qsae_hash_add(qsae_hash *h, const void *data, size_t size)
+{
+    if (!size) return;
+    const uint8_t *p = data;
+    size_t have = (size_t)(h->total % 32);
+    h->total += size;
+    if (have) {
+        size_t n = qs_min(32 - have, size);
+        memcpy(h->part + have, p, n);
+        p += n;
+        size -= n;
+        if (have + n < 32) return;
+        for (int i = 0; i < 4; i++) h->acc[i] = qs_xx_round(h->acc[i], qs_load64(h->part + 8 * i));
+    }
+    uint64_t a = h->acc[0], b = h->acc[1], c = h->acc[2], d = h->acc[3];
+    for (; size >= 32; p += 32, size -= 32) {
+        a = qs_xx_round(a, qs_load64(p));
+        b = qs_xx_round(b, qs_load64(p + 8));
+        c = qs_xx_round(c, qs_load64(p + 16));
+        d = qs_xx_round(d, qs_load64(p + 24));
+    }
+    h->acc[0] = a;
+    h->acc[1] = b;
+    h->acc[2] = c;
+    h->acc[3] = d;
+    memcpy(h->part, p, size);
+}
+
+uint64_t qsae_hash_end(const qsae_hash *h)
+{
+    uint64_t v = QS_XXP5;
+    if (h->total >= 32) {
+        v = qs_rotl(h->acc[0], 1) + qs_rotl(h->acc[1], 7) + qs_rotl(h->acc[2], 12) +
+            qs_rotl(h->acc[3], 18);
+        for (int i = 0; i < 4; i++) v = (v ^ qs_xx_round(0, h->acc[i])) * QS_XXP1 + QS_XXP4;
+    }
+    v += h->total;
+    const uint8_t *p = h->part, *end = h->part + h->total % 32;
+    for (; end - p >= 8; p += 8) v = qs_rotl(v ^ qs_xx_round(0, qs_load64(p)), 27) * QS_XXP1 + QS_XXP4;
+    for (; end - p >= 4; p += 4)
+        v = qs_rotl(v ^ (qs_load32(p) * QS_XXP1), 23) * QS_XXP2 + QS_XXP3;
+    for (; p < end; p++) v = qs_rotl(v ^ (*p * QS_XXP5), 11) * QS_XXP1;
+    v = (v ^ (v >> 33)) * QS_XXP2;
+    v = (v ^ (v >> 29)) * QS_XXP3;
+    return v ^ (v >> 32);
+}
+
+static uint64_t qs_hash(const void *data, size_t size)
+{
+    qsae_hash h;
+    qsae_hash_begin(&h);
+    qsae_hash_add(&h, data, size);
+    return qsae_hash_end(&h);
+}
+
+/* ===================================================================================================
+ * 6 Numerics (private)
+ *
+ * The contract. Every output is one fixed sequence of IEEE float32 operations, whatever computes it:
+ *
+ *   matrix product   y[r] = sum over groups of 256 consecutive k, in order, each added by y = y + c from
+ *                    y = +0; c is one chain c = fma(w[r][k], x[k], c) from +0. A lane is an output row.
+ *   SAE row          16 chains, chain j = fma over k = j, j+16, ... from +0; then pairwise:
+ *                    j + (j+8), j + (j+4), j + (j+2), 0 + 1.
+ *   y += a d         y[j] = fma(a, d[j], y[j]).
+ *   mean square      in double: 8 chains over j, j+8, ... of exact squares, then j+4, j+2, j+1.
+ *   attention        positions in tiles of 256; scores and weighted values are matrix products over a tile;
+ *                    maximum, sum (16 chains and the tree above) and values of tile after tile joined by
+ *                    acc = acc * exp(old - new) + part.
+ *   elsewhere        plain float operations in the order written, never fused.
+ *
+ * Threads split outputs, never a sum. Padding is zero and belongs to the chain.
+ * =================================================================================================== */
+
+static float qs_bf16_f32(uint16_t h)
+{
+    uint32_t u = (uint32_t)h << 16;
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
+
+static int qs_finite(float x) { return x - x == 0.0f; }
+
+static int qs_all_finite(const float *x, size_t n)
+{
+    float zero = 0.0f; /* x - x is 0, or NaN for NaN and Inf: one sum finds any of them */
+    for (size_t j = 0; j < n; j++) zero += x[j] - x[j];
+    return zero == 0.0f;
+}
+
+/* exp(x) to about 1 ulp in plain multiplies and adds, so that vector code repeats it exactly. x < -87 gives 0
+ * (a softmax tail, kept away from denormals), x > 88 Inf, NaN NaN. Coefficients: Cephes expf. */
+static float qs_exp(float x)
+{
+    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
+    float n = (x * 1.44269504088896341f + magic) - magic;
+    float r = (x - n * 0.693359375f) - n * -2.12194440e-4f; /* ln 2 in two parts, n * the first is exact */
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = (p * (r * r) + r) + 1.0f;
+    if (!(x >= -87.0f)) return x != x ? x : 0.0f;
+    if (x > 88.0f) return INFINITY;
+    uint32_t u;
+    memcpy(&u, &p, 4);
+    u += (uint32_t)(int32_t)n << 23;
+    memcpy(&p, &u, 4);
+    return p;
+}
+
+/* sin and cos of 0 <= a < 2^21, in double, for RoPE. The quarter turns are subtracted in two parts, the first
+ * of 33 bits, so that n * it is exact; then Taylor to below 1e-16 on |r| <= pi/4. */
+static void qs_sincos(double a, double *s, double *c)
+{
+    const double magic = 6755399441055744.0; /* 1.5 * 2^52 */
+    double n = (a * 0.63661977236758134308 + magic) - magic;
+    double r = (a - n * 1.57079632673412561417e+00) - n * 6.07710050650619224932e-11;
+    double q = r * r;
+    double sr = r + r * q * (-1.0 / 6 + q * (1.0 / 120 + q * (-1.0 / 5040 + q * (1.0 / 362880 +
+                q * (-1.0 / 39916800 + q * (1.0 / 6227020800.0 + q * (-1.0 / 1307674368000.0)))))));
+    double cr = 1.0 + q * (-0.5 + q * (1.0 / 24 + q * (-1.0 / 720 + q * (1.0 / 40320 +
+                q * (-1.0 / 3628800 + q * (1.0 / 479001600.0 + q * (-1.0 / 87178291200.0 +
+                q * (1.0 / 20922789888000.0))))))));
+    switch ((int)((int64_t)n & 3)) {
+    case 0: *s = sr; *c = cr; break;
+    case 1: *s = cr; *c = -sr; break;
+    case 2: *s = -sr; *c = -cr; break;
+    default: *s = -cr; *c = sr; break;
+    }
+}
+
+/* sum of x[0..n)^2, x float32, in double */
+static double qs_sum_squares(const float *x, size_t n)
+{
+    double c[8] = {0}, v;
+    size_t j = 0;
+    for (; j + 8 <= n; j += 8)
+        for (size_t i = 0; i < 8; i++) v = x[j + i], c[i] += v * v;
+    for (size_t i = 0; j < n; j++, i++) v = x[j], c[i] += v * v;
+    for (size_t s = 4; s > 0; s /= 2)
+        for (size_t i = 0; i < s; i++) c[i] += c[i + s];
+    return c[0];
+}
+
+/* sum of x[0..n): 16 chains and the tree */
+static float qs_sum16(const float *x, size_t n)
+{
+    float c[16] = {0};
+    size_t j = 0;
+    for (; j + 16 <= n; j += 16)
+        for (size_t i = 0; i < 16; i++) c[i] += x[j + i];
+    for (size_t i = 0; j < n; j++, i++) c[i] += x[j];
+    for (size_t s = 8; s > 0; s /= 2)
+        for (size_t i = 0; i < s; i++) c[i] += c[i + s];
+    return c[0];
+}
+
+/* largest of x[0..n), n >= 1; a NaN is passed over here and comes back through exp */
+static float qs_max(const float *x, size_t n)
+{
+    float m[8];
+    for (size_t i = 0; i < 8; i++) m[i] = -INFINITY;
+    size_t j = 0;
+    for (; j + 8 <= n; j += 8)
+        for (size_t i = 0; i < 8; i++) m[i] = x[j + i] > m[i] ? x[j + i] : m[i];
+    for (; j < n; j++) m[0] = x[j] > m[0] ? x[j] : m[0];
+    for (size_t i = 1; i < 8; i++) m[0] = m[i] > m[0] ? m[i] : m[0];
+    return m[0];
+}
+
+/* y = w * x / sqrt(mean(x^2) + eps), all [n]; x may be y. Source: Qwen3RMSNorm: statistics in float32, the
+ * normalised value is rounded before the weight is applied. */
+static void qs_rms_norm(const float *x, const float *w, size_t n, float eps, float *y)
+{
+    float mean = (float)(qs_sum_squares(x, n) / (double)n);
+    float inv = 1.0f / sqrtf(mean + eps);
+    for (size_t j = 0; j < n; j++) y[j] = w[j] * (x[j] * inv);
+}
+
+/* ===================================================================================================
+ * 7 Kernels: portable reference (private)
+ *
+ * The readable version of the five loops that take the time, one table of them per instruction set. The
+ * vector versions in 8-10 must give the same bits for any shape (tests/test_kernels.c).
+ * =================================================================================================== */
+
+/* A table's entries by weight type: index QSAE_TYPE_F32 or QSAE_TYPE_BF16.
+ *
+ * mm: y[t][r] = sum_k w[r][k] x[t][k] for nb blocks of 16 rows and nt tokens
+ *   w  nb blocks, ws bytes apart; f32: [kp][16], bf16: [kp/2][16][2] (kp even)
+ *   x  [nt, kp], rows xs apart    y [nt, 16 nb], rows ys apart, overwritten    no overlap
+ * dots: z[t][r] = w[r] . x[t] by 16 chains, for nr rows and nt tokens
+ *   w  [nr, n], rows row_bytes apart, n a multiple of 16    x [nt, n], rows xs apart    z [nt, nr], zs apart
+ * axpy: y += a w, all [n], n a multiple of 16
+ * silu_mul: g = g / (1 + exp(-g)) * u, all [n]        exp_sub: s = exp(s - m), [n] */
+typedef struct qs_kernels {
+    void (*mm[3])(const void *w, size_t ws, size_t nb, size_t kp, const float *x, size_t xs, size_t nt,
+                  float *y, size_t ys);
+    void (*dots[3])(const void *w, size_t row_bytes, size_t nr, size_t n, const float *x, size_t xs,
+                    size_t nt, float *z, size_t zs);
+    void (*axpy[3])(float a, const void *w, size_t n, float *y);
+    void (*silu_mul)(float *g, const float *u, size_t n);
+    void (*exp_sub)(float *s, float m, size_t n);
+} qs_kernels;
+
+/* one token, one block, one group of k: c[r] = chain over k in [g, end) */
+static void qs_chain_f32(const float *w, size_t g, size_t end, const float *x, float *c)
+{
+    for (size_t k = g; k < end; k++)
+        for (size_t r = 0; r < 16; r++) c[r] = fmaf(w[16 * k + r], x[k], c[r]);
+}
+
+static void qs_chain_bf16(const uint16_t *w, size_t g, size_t end, const float *x, float *c)
+{
+    for (size_t k = g; k < end; k++)
+        for (size_t r = 0; r < 16; r++)
+            c[r] = fmaf(qs_bf16_f32(w[k / 2 * 32 + 2 * r + k % 2]), x[k], c[r]);
+}
+
+static void qs_mm_scalar(int type, const void *w, size_t ws, size_t nb, size_t kp, const float *x,
+                         size_t xs, size_t nt, float *y, size_t ys)
+{
+    for (size_t b = 0; b < nb; b++) {
+        const void *wb = (const char *)w + b * ws;
+        for (size_t t = 0; t < nt; t++) {
+            float *yt = y + t * ys + 16 * b;
+            for (size_t r = 0; r < 16; r++) yt[r] = 0.0f;
+            for (size_t g = 0; g < kp; g += 256) {
+                size_t end = qs_min(kp, g + 256);
+                float c[16] = {0};
+                if (type == QSAE_TYPE_F32) qs_chain_f32(wb, g, end, x + t * xs, c);
+                else qs_chain_bf16(wb, g, end, x + t * xs, c);
+                for (size_t r = 0; r < 16; r++) yt[r] = yt[r] + c[r];
+            }
+        }
+    }
+}
+
+static void qs_mm_f32_scalar(const void *w, size_t ws, size_t nb, size_t kp, const float *x, size_t xs,
+                             size_t nt, float *y, size_t ys)
+{
+    qs_mm_scalar(QSAE_TYPE_F32, w, ws, nb, kp, x, xs, nt, y, ys);
+}
+
+static void qs_mm_bf16_scalar(const void *w, size_t ws, size_t nb, size_t kp, const float *x, size_t xs,
+                              size_t nt, float *y, size_t ys)
+{
+    qs_mm_scalar(QSAE_TYPE_BF16, w, ws, nb, kp, x, xs, nt, y, ys);
+}
+
+/* the 16 chains' values to one: j + (j+8), j + (j+4), j + (j+2), 0 + 1 */
+static float qs_tree16(float *c)
+{
+    for (size_t s = 8; s > 0; s /= 2)
+        for (size_t j = 0; j < s; j++) c[j] = c[j] + c[j + s];
+    return c[0];
+}
+
+static void qs_dots_f32_scalar(const void *w, size_t row_bytes, size_t nr, size_t n, const float *x,
+                               size_t xs, size_t nt, float *z, size_t zs)
+{
+    for (size_t t = 0; t < nt; t++)
+        for (size_t r = 0; r < nr; r++) {
+            const float *wr = (const void *)((const char *)w + r * row_bytes);
+            float c[16] = {0};
+            for (size_t k = 0; k < n; k += 16)
+                for (size_t j = 0; j < 16; j++) c[j] = fmaf(wr[k + j], x[t * xs + k + j], c[j]);
+            z[t * zs + r] = qs_tree16(c);
+        }
+}
+
+static void qs_dots_bf16_scalar(const void *w, size_t row_bytes, size_t nr, size_t n, const float *x,
+                                size_t xs, size_t nt, float *z, size_t zs)
+{
+    for (size_t t = 0; t < nt; t++)
+        for (size_t r = 0; r < nr; r++) {
+            const uint16_t *wr = (const void *)((const char *)w + r * row_bytes);
+            float c[16] = {0};
+            for (size_t k = 0; k < n; k += 16)
+                for (size_t j = 0; j < 16; j++)
+                    c[j] = fmaf(qs_bf16_f32(wr[k + j]), x[t * xs + k + j], c[j]);
+            z[t * zs + r] = qs_tree16(c);
+        }
+}
+
+static void qs_axpy_f32_scalar(float a, const void *w, size_t n, float *y)
+{
+    const float *v = w;
+    for (size_t j = 0; j < n; j++) y[j] = fmaf(a, v[j], y[j]);
+}
+
+static void qs_axpy_bf16_scalar(float a, const void *w, size_t n, float *y)
+{
+    const uint16_t *v = w;
+    for (size_t j = 0; j < n; j++) y[j] = fmaf(a, qs_bf16_f32(v[j]), y[j]);
+}
+
+static void qs_silu_mul_scalar(float *g, const float *u, size_t n)
+{
+    for (size_t j = 0; j < n; j++) g[j] = (g[j] / (1.0f + qs_exp(-g[j]))) * u[j];
+}
+
+static void qs_exp_sub_scalar(float *s, float m, size_t n)
+{
+    for (size_t j = 0; j < n; j++) s[j] = qs_exp(s[j] - m);
+}
+
+static const qs_kernels QS_KERNELS_SCALAR = {
+    {NULL, qs_mm_f32_scalar, qs_mm_bf16_scalar},
+    {NULL, qs_dots_f32_scalar, qs_dots_bf16_scalar},
+    {NULL, qs_axpy_f32_scalar, qs_axpy_bf16_scalar},
+    qs_silu_mul_scalar,
+    qs_exp_sub_scalar,
+};
+
+/* ===================================================================================================
+ * 8 Kernels: what the instruction sets share (private)
+ * =================================================================================================== */
+
+#if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
+#if !defined(QSAE_NO_AVX2)
+#define QS_HAVE_AVX2 1
+#endif
+#if !defined(QSAE_NO_AVX512)
+#define QS_HAVE_AVX512 1
+#endif
+#endif
+#if (defined(__GNUC__) || defined(__clang__)) && defined(__aarch64__) && !defined(QSAE_NO_NEON)
+#define QS_HAVE_NEON 1
+#endif
+
+#if defined(QS_HAVE_AVX2) || defined(QS_HAVE_AVX512) || defined(QS_HAVE_NEON)
+
+/* Loops with constant bounds over a tile must disappear, or the accumulators would live in memory. */
+#if defined(__clang__)
+#define QS_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define QS_UNROLL _Pragma("GCC unroll 32")
+#endif
+
+enum {
+    QS_TILE_TOKENS = 6, /* at most so many tokens in a tile */
+    QS_CHAIN = 256,     /* k of one FMA chain, see the order of qs_mm_f32_scalar */
+    QS_DOTS_PANEL = 32  /* rows of dots that stay in the L2 cache while the tokens pass */
+};
+
+/* A tile works on a constant number of blocks (rows) and of tokens and keeps their sums in registers.
+ *   mm    one group of n <= 256 k: y = y + chain
+ *   dots  whole rows of n values: y = tree
+ * Meanwhile it asks for the weights `ahead` bytes further on, one line for each line it reads. */
+typedef void qs_tile(const void *w, size_t ws, size_t n, const float *x, size_t xs, float *y, size_t ys,
+                     size_t ahead);
+
+/* Tiles of `size` blocks (rows) by number of tokens 1..6; the wide ones exist for few tokens only. */
+typedef struct qs_level {
+    size_t size;
+    qs_tile *tile[QS_TILE_TOKENS + 1];
+} qs_level;
+
+/* nt tokens go through in tiles of nearly equal size: 7 = 4 + 3, not 6 + 1. */
+static size_t qs_tile_tokens(size_t left)
+{
+    size_t tiles = (left + QS_TILE_TOKENS - 1) / QS_TILE_TOKENS;
+    return (left + tiles - 1) / tiles;
+}
+
+/* One panel of blocks, whole k. The weights of a group (blocks x 256 k) stay in the cache while the
+ * tokens pass; the first tile of a group fetches the next group, in the end that of the next panel. */
+static void qs_mm_panel(const qs_level *level, unsigned shift, const char *w, size_t ws, size_t kp,
+                        const float *x, size_t xs, size_t nt, float *y, size_t ys)
+{
+    for (size_t t = 0; t < nt; t++) memset(y + t * ys, 0, level->size * 16 * sizeof(float));
+    for (size_t g = 0; g < kp; g += QS_CHAIN) {
+        size_t n = kp - g < QS_CHAIN ? kp - g : QS_CHAIN, at = g * 64 >> shift, tt;
+        size_t ahead = g + n < kp ? QS_CHAIN * 64 >> shift : level->size * ws - at;
+        for (size_t t = 0; t < nt; t += tt, ahead = 0) {
+            tt = qs_tile_tokens(nt - t);
+            level->tile[tt](w + at, ws, n, x + t * xs + g, xs, y + t * ys, ys, ahead);
+        }
+    }
+}
+
+/* mm of all ISAs; shift 0: f32, a line of 64 bytes is one k; shift 1: bf16, a line is two k */
+static void qs_mm_drive(const qs_level *level, unsigned shift, const void *w, size_t ws, size_t nb,
+                        size_t kp, const float *x, size_t xs, size_t nt, float *y, size_t ys)
+{
+    if (nt == 0) return;
+    const char *wb = (const char *)w;
+    size_t tt = qs_tile_tokens(nt); /* the largest tile */
+    for (size_t b = 0; b < nb; level++) {
+        if (!level->tile[tt]) continue;
+        for (; b + level->size <= nb; b += level->size)
+            qs_mm_panel(level, shift, wb + b * ws, ws, kp, x, xs, nt, y + 16 * b, ys);
+    }
+}
+
+/* dots of all ISAs: panels of rows, so that one pass over the tokens serves many rows */
+static void qs_dots_drive(const qs_level *levels, const void *w, size_t row_bytes, size_t nr, size_t n,
+                          const float *x, size_t xs, size_t nt, float *z, size_t zs)
+{
+    const char *wb = (const char *)w;
+    for (size_t r0 = 0; r0 < nr; r0 += QS_DOTS_PANEL) {
+        size_t r1 = nr - r0 < QS_DOTS_PANEL ? nr : r0 + QS_DOTS_PANEL, tt;
+        for (size_t t = 0; t < nt; t += tt) {
+            const qs_level *level = levels;
+            tt = qs_tile_tokens(nt - t);
+            for (size_t r = r0; r < r1; level++) {
+                if (!level->tile[tt]) continue;
+                for (; r + level->size <= r1; r += level->size)
+                    level->tile[tt](wb + r * row_bytes, row_bytes, n, x + t * xs, xs,
+                                    z + t * zs + r, zs, level->size * row_bytes);
+            }
+        }
+    }
+}
+
+/* One tile as a function of its own: the body with constant sizes. */
+#define QS_TILE(attr, name, body, bf16, nb, nt)                                                       \
+    attr static void name##_##nb##x##nt(const void *w, size_t ws, size_t n, const float *x, size_t xs, \
+                                        float *y, size_t ys, size_t ahead)                               \
+    {                                                                                                 \
+        body(bf16, nb, nt, (const char *)w, ws, n, x, xs, y, ys, ahead);                              \
+    }
+#define QS_TILES_1(attr, name, body, bf16, nb) QS_TILE(attr, name, body, bf16, nb, 1)
+#define QS_TILES_3(attr, name, body, bf16, nb)                                                        \
+    QS_TILES_1(attr, name, body, bf16, nb)                                                            \
+    QS_TILE(attr, name, body, bf16, nb, 2)                                                            \
+    QS_TILE(attr, name, body, bf16, nb, 3)
+#define QS_TILES_6(attr, name, body, bf16, nb)                                                        \
+    QS_TILES_3(attr, name, body, bf16, nb)                                                            \
+    QS_TILE(attr, name, body, bf16, nb, 4)                                                            \
+    QS_TILE(attr, name, body, bf16, nb, 5)                                                            \
+    QS_TILE(attr, name, body, bf16, nb, 6)
+#define QS_NAMES_1(name, nb) {nb, {0, name##_##nb##x1}}
+#define QS_NAMES_3(name, nb) {nb, {0, name##_##nb##x1, name##_##nb##x2, name##_##nb##x3}}
+#define QS_NAMES_6(name, nb)                                                                          \
+    {nb, {0, name##_##nb##x1, name##_##nb##x2, name##_##nb##x3, name##_##nb##x4, name##_##nb##x5,     \
+          name##_##nb##x6}}
+/* The tiles of one kernel: n0 blocks for 1..m0 tokens, n1 blocks for 1..m1 tokens, 1 block for 1..6 */
+#define QS_LEVELS(attr, name, body, bf16, n0, m0, n1, m1)                                             \
+    QS_TILES_##m0(attr, name, body, bf16, n0)                                                         \
+    QS_TILES_##m1(attr, name, body, bf16, n1)                                                         \
+    QS_TILES_6(attr, name, body, bf16, 1)                                                             \
+    static const qs_level name[3] = {QS_NAMES_##m0(name, n0), QS_NAMES_##m1(name, n1), QS_NAMES_6(name, 1)}
+
+/* The entries of the table that only pass the tiles on. */
+#define QS_ENTRIES(isa)                                                                               \
+    static void qs_mm_f32_##isa(const void *w, size_t ws, size_t nb, size_t kp, const float *x,       \
+                                size_t xs, size_t nt, float *y, size_t ys)                            \
+    {                                                                                                 \
+        qs_mm_drive(qs_mm_f32_tiles_##isa, 0, w, ws, nb, kp, x, xs, nt, y, ys);                      \
+    }                                                                                                 \
+    static void qs_mm_bf16_##isa(const void *w, size_t ws, size_t nb, size_t kp, const float *x,      \
+                                 size_t xs, size_t nt, float *y, size_t ys)                           \
+    {                                                                                                 \
+        qs_mm_drive(qs_mm_bf16_tiles_##isa, 1, w, ws, nb, kp, x, xs, nt, y, ys);                     \
+    }                                                                                                 \
+    static void qs_dots_f32_##isa(const void *w, size_t row_bytes, size_t nr, size_t n,               \
+                                  const float *x, size_t xs, size_t nt, float *z, size_t zs)          \
+    {                                                                                                 \
+        qs_dots_drive(qs_dots_f32_tiles_##isa, w, row_bytes, nr, n, x, xs, nt, z, zs);               \
+    }                                                                                                 \
+    static void qs_dots_bf16_##isa(const void *w, size_t row_bytes, size_t nr, size_t n,              \
+                                   const float *x, size_t xs, size_t nt, float *z, size_t zs)         \
+    {                                                                                                 \
+        qs_dots_drive(qs_dots_bf16_tiles_##isa, w, row_bytes, nr, n, x, xs, nt, z, zs);              \
+    }
+
+/* Asks for a line; it may lie outside of the weights: nothing is read then. */
+#define QS_FETCH(p, ahead) __builtin_prefetch((const void *)((uintptr_t)(p) + (ahead)), 0, QS_FETCH_LEVEL)
+#ifndef QS_FETCH_LEVEL
+#define QS_FETCH_LEVEL 2
+#endif
+
+#endif /* any ISA */
+
+#if defined(QS_HAVE_AVX2) || defined(QS_HAVE_AVX512)
+#include <cpuid.h>
+#include <immintrin.h>
+#endif
+
+/* ===================================================================================================
+ * 9 Kernels: AVX2 + FMA (private)
+ * =================================================================================================== */
+
+#if defined(QS_HAVE_AVX2)
+
+#define QS_AVX2 __attribute__((target("avx2,fma")))
+#define QS_AVX2_INLINE __attribute__((target("avx2,fma"), always_inline)) static inline
+
+/* Half h of a line: rows 8h..8h+7. bf16: the pairs (k, k + 1), of which odd picks one */
+QS_AVX2_INLINE __m256 qs_line_avx2(int bf16, const char *p, int h, int odd)
+{
+    if (!bf16) return _mm256_loadu_ps((const float *)(const void *)p + 8 * h);
+    __m256i v = _mm256_loadu_si256((const __m256i *)(const void *)p + h);
+    if (odd) return _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32(-65536)));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(v, 16));
+}
+
+/* nb blocks x nt tokens x n k: 2 nb nt accumulators */
+QS_AVX2_INLINE void qs_mm_tile_avx2(int bf16, int nb, int nt, const char *w, size_t ws, size_t n,
+                                    const float *x, size_t xs, float *y, size_t ys, size_t ahead)
+{
+    __m256 c[16];
+    QS_UNROLL for (int i = 0; i < 2 * nb * nt; i++) c[i] = _mm256_setzero_ps();
+    for (size_t k = 0; k < n; k += bf16 ? 2 : 1, w += 64) {
+        QS_UNROLL for (int b = 0; b < nb; b++) QS_FETCH(w + (size_t)b * ws, ahead);
+        QS_UNROLL for (int odd = 0; odd <= bf16; odd++) {
+            QS_UNROLL for (int b = 0; b < nb; b++) {
+                __m256 v0 = qs_line_avx2(bf16, w + (size_t)b * ws, 0, odd);
+                __m256 v1 = qs_line_avx2(bf16, w + (size_t)b * ws, 1, odd);
+                QS_UNROLL for (int t = 0; t < nt; t++) {
+                    __m256 xv = _mm256_broadcast_ss(x + (size_t)t * xs + k + (size_t)odd);
+                    int i = 2 * (b * nt + t);
+                    c[i] = _mm256_fmadd_ps(v0, xv, c[i]);
+                    c[i + 1] = _mm256_fmadd_ps(v1, xv, c[i + 1]);
+                }
+            }
+        }
+    }
+    QS_UNROLL for (int i = 0; i < 2 * nb * nt; i++) {
+        float *p = y + (size_t)(i / 2 % nt) * ys + 16 * (i / 2 / nt) + 8 * (i % 2);
+        _mm256_storeu_ps(p, _mm256_add_ps(_mm256_loadu_ps(p), c[i]));
+    }
+}
+
+QS_LEVELS(QS_AVX2, qs_mm_f32_tiles_avx2, qs_mm_tile_avx2, 0, 4, 1, 2, 3);
+QS_LEVELS(QS_AVX2, qs_mm_bf16_tiles_avx2, qs_mm_tile_avx2, 1, 4, 1, 2, 3);
+
+/* 8 values of a row */
+QS_AVX2_INLINE __m256 qs_row_avx2(int bf16, const char *w, size_t k)
+{
+    if (!bf16) return _mm256_loadu_ps((const float *)(const void *)w + k);
+    __m128i v = _mm_loadu_si128((const __m128i *)(const void *)(w + 2 * k));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16));
+}
+
+/* The tree over the 16 chains */
+QS_AVX2_INLINE float qs_tree_avx2(__m256 lo, __m256 hi)
+{
+    __m256 s = _mm256_add_ps(lo, hi);
+    __m128 q = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+    q = _mm_add_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_add_ss(q, _mm_shuffle_ps(q, q, 1)));
+}
+
+/* nr rows x nt tokens: 2 nr nt accumulators of 8 chains */
+QS_AVX2_INLINE void qs_dots_tile_avx2(int bf16, int nr, int nt, const char *w, size_t ws, size_t n,
+                                      const float *x, size_t xs, float *z, size_t zs, size_t ahead)
+{
+    __m256 c[16];
+    QS_UNROLL for (int i = 0; i < 2 * nr * nt; i++) c[i] = _mm256_setzero_ps();
+    for (size_t k = 0; k < n; k += 16) {
+        QS_UNROLL for (int r = 0; r < nr; r++) QS_FETCH(w + (size_t)r * ws + (bf16 ? 2 : 4) * k, ahead);
+        QS_UNROLL for (int h = 0; h < 2; h++) {
+            size_t kh = k + 8 * (size_t)h;
+            QS_UNROLL for (int r = 0; r < nr; r++) {
+                __m256 v = qs_row_avx2(bf16, w + (size_t)r * ws, kh);
+                QS_UNROLL for (int t = 0; t < nt; t++) {
+                    int i = 2 * (r * nt + t) + h;
+                    c[i] = _mm256_fmadd_ps(v, _mm256_loadu_ps(x + (size_t)t * xs + kh), c[i]);
+                }
+            }
+        }
+    }
+    QS_UNROLL for (int i = 0; i < nr * nt; i++)
+        z[(size_t)(i % nt) * zs + (size_t)(i / nt)] = qs_tree_avx2(c[2 * i], c[2 * i + 1]);
+}
+
+QS_LEVELS(QS_AVX2, qs_dots_f32_tiles_avx2, qs_dots_tile_avx2, 0, 4, 1, 2, 3);
+QS_LEVELS(QS_AVX2, qs_dots_bf16_tiles_avx2, qs_dots_tile_avx2, 1, 4, 1, 2, 3);
+QS_ENTRIES(avx2)
+
+QS_AVX2_INLINE void qs_axpy_avx2(int bf16, float a, const void *w, size_t n, float *y)
+{
+    __m256 av = _mm256_set1_ps(a);
+    for (size_t j = 0; j < n; j += 8) {
+        __m256 v = qs_row_avx2(bf16, (const char *)w, j);
+        _mm256_storeu_ps(y + j, _mm256_fmadd_ps(av, v, _mm256_loadu_ps(y + j)));
+    }
+}
+
+QS_AVX2 static void qs_axpy_f32_avx2(float a, const void *w, size_t n, float *y)
+{
+    qs_axpy_avx2(0, a, w, n, y);
+}
+
+QS_AVX2 static void qs_axpy_bf16_avx2(float a, const void *w, size_t n, float *y)
+{
+    qs_axpy_avx2(1, a, w, n, y);
+}
+
+/* p * r + a, rounded twice like qs_exp */
+QS_AVX2_INLINE __m256 qs_muladd_avx2(__m256 p, __m256 r, float a)
+{
+    return _mm256_add_ps(_mm256_mul_ps(p, r), _mm256_set1_ps(a));
+}
+
+/* qs_exp on 8 values, operation for operation */
+QS_AVX2_INLINE __m256 qs_exp_avx2(__m256 x)
+{
+    const __m256 magic = _mm256_set1_ps(12582912.0f);
+    __m256 n = _mm256_sub_ps(qs_muladd_avx2(x, _mm256_set1_ps(1.44269504088896341f), 12582912.0f), magic);
+    __m256 r = _mm256_sub_ps(x, _mm256_mul_ps(n, _mm256_set1_ps(0.693359375f)));
+    r = _mm256_sub_ps(r, _mm256_mul_ps(n, _mm256_set1_ps(-2.12194440e-4f)));
+    __m256 p = qs_muladd_avx2(_mm256_set1_ps(1.9875691500e-4f), r, 1.3981999507e-3f);
+    p = qs_muladd_avx2(p, r, 8.3334519073e-3f);
+    p = qs_muladd_avx2(p, r, 4.1665795894e-2f);
+    p = qs_muladd_avx2(p, r, 1.6666665459e-1f);
+    p = qs_muladd_avx2(p, r, 5.0000001201e-1f);
+    p = _mm256_add_ps(_mm256_mul_ps(p, _mm256_mul_ps(r, r)), r);
+    p = _mm256_add_ps(p, _mm256_set1_ps(1.0f));
+    __m256i u = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
+    p = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), u));
+    __m256 small = _mm256_cmp_ps(x, _mm256_set1_ps(-87.0f), _CMP_LT_OQ);
+    __m256 large = _mm256_cmp_ps(x, _mm256_set1_ps(88.0f), _CMP_GT_OQ);
+    p = _mm256_andnot_ps(small, p);
+    p = _mm256_blendv_ps(p, _mm256_set1_ps(INFINITY), large);
+    return _mm256_blendv_ps(p, x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+}
+
+QS_AVX2 static void qs_silu_mul_avx2(float *g, const float *u, size_t n)
+{
+    size_t j = 0;
+    for (; n - j >= 8; j += 8) {
+        __m256 v = _mm256_loadu_ps(g + j);
+        __m256 e = qs_exp_avx2(_mm256_xor_ps(v, _mm256_set1_ps(-0.0f)));
+        v = _mm256_div_ps(v, _mm256_add_ps(_mm256_set1_ps(1.0f), e));
+        _mm256_storeu_ps(g + j, _mm256_mul_ps(v, _mm256_loadu_ps(u + j)));
+    }
+    qs_silu_mul_scalar(g + j, u + j, n - j);
+}
+
+QS_AVX2 static void qs_exp_sub_avx2(float *s, float m, size_t n)
+{
+    size_t j = 0;
+    for (; n - j >= 8; j += 8)
+        _mm256_storeu_ps(s + j, qs_exp_avx2(_mm256_sub_ps(_mm256_loadu_ps(s + j), _mm256_set1_ps(m))));
+    qs_exp_sub_scalar(s + j, m, n - j);
+}
+
+static const qs_kernels QS_KERNELS_AVX2 = {
+    {0, qs_mm_f32_avx2, qs_mm_bf16_avx2},     {0, qs_dots_f32_avx2, qs_dots_bf16_avx2},
+    {0, qs_axpy_f32_avx2, qs_axpy_bf16_avx2}, qs_silu_mul_avx2,
+    qs_exp_sub_avx2,
+};
+
+#endif /* QS_HAVE_AVX2 */
+
+/* ===================================================================================================
+ * 10 Kernels: AVX-512 F (private)
+ * =================================================================================================== */
+
+#if defined(QS_HAVE_AVX512)
+
+#define QS_AVX512 __attribute__((target("avx512f")))
+#define QS_AVX512_INLINE __attribute__((target("avx512f"), always_inline)) static inline
+
+/* A line: 16 rows. bf16: the pairs (k, k + 1), of which odd picks one */
+QS_AVX512_INLINE __m512 qs_line_avx512(int bf16, const char *p, int odd)
+{
+    if (!bf16) return _mm512_loadu_ps(p);
+    __m512i v = _mm512_loadu_si512(p);
+    if (odd) return _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(-65536)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
+}
+
+/* nb blocks x nt tokens x n k: nb nt accumulators. The shorter side waits in registers. */
+QS_AVX512_INLINE void qs_mm_tile_avx512(int bf16, int nb, int nt, const char *w, size_t ws, size_t n,
+                                        const float *x, size_t xs, float *y, size_t ys, size_t ahead)
+{
+    __m512 c[24], v[8];
+    QS_UNROLL for (int i = 0; i < nb * nt; i++) c[i] = _mm512_setzero_ps();
+    for (size_t k = 0; k < n; k += bf16 ? 2 : 1, w += 64) {
+        QS_UNROLL for (int b = 0; b < nb; b++) QS_FETCH(w + (size_t)b * ws, ahead);
+        QS_UNROLL for (int odd = 0; odd <= bf16; odd++) {
+            if (nt < nb) {
+                QS_UNROLL for (int t = 0; t < nt; t++) v[t] = _mm512_set1_ps(x[(size_t)t * xs + k + (size_t)odd]);
+                QS_UNROLL for (int b = 0; b < nb; b++) {
+                    __m512 wv = qs_line_avx512(bf16, w + (size_t)b * ws, odd);
+                    QS_UNROLL for (int t = 0; t < nt; t++)
+                        c[b * nt + t] = _mm512_fmadd_ps(wv, v[t], c[b * nt + t]);
+                }
+            } else {
+                QS_UNROLL for (int b = 0; b < nb; b++)
+                    v[b] = qs_line_avx512(bf16, w + (size_t)b * ws, odd);
+                QS_UNROLL for (int t = 0; t < nt; t++) {
+                    __m512 xv = _mm512_set1_ps(x[(size_t)t * xs + k + (size_t)odd]);
+                    QS_UNROLL for (int b = 0; b < nb; b++)
+                        c[b * nt + t] = _mm512_fmadd_ps(v[b], xv, c[b * nt + t]);
+                }
+            }
+        }
+    }
+    QS_UNROLL for (int i = 0; i < nb * nt; i++) {
+        float *p = y + (size_t)(i % nt) * ys + 16 * (i / nt);
+        _mm512_storeu_ps(p, _mm512_add_ps(_mm512_loadu_ps(p), c[i]));
+    }
+}
+
+QS_LEVELS(QS_AVX512, qs_mm_f32_tiles_avx512, qs_mm_tile_avx512, 0, 8, 3, 4, 6);
+QS_LEVELS(QS_AVX512, qs_mm_bf16_tiles_avx512, qs_mm_tile_avx512, 1, 8, 3, 4, 6);
+
+/* 16 values of a row */
+QS_AVX512_INLINE __m512 qs_row_avx512(int bf16, const char *w, size_t k)
+{
+    if (!bf16) return _mm512_loadu_ps(w + 4 * k);
+    __m256i v = _mm256_loadu_si256((const __m256i *)(const void *)(w + 2 * k));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
+}
+
+/* The tree over the 16 chains */
+QS_AVX512_INLINE float qs_tree_avx512(__m512 c)
+{
+    __m512 s = _mm512_add_ps(c, _mm512_shuffle_f32x4(c, c, 0x4E));
+    s = _mm512_add_ps(s, _mm512_shuffle_f32x4(s, s, 0xB1));
+    s = _mm512_add_ps(s, _mm512_permute_ps(s, 0x4E));
+    s = _mm512_add_ps(s, _mm512_permute_ps(s, 0xB1));
+    return _mm_cvtss_f32(_mm512_castps512_ps128(s));
+}
+
+/* nr rows x nt tokens: nr nt accumulators of 16 chains */
+QS_AVX512_INLINE void qs_dots_tile_avx512(int bf16, int nr, int nt, const char *w, size_t ws, size_t n,
+                                          const float *x, size_t xs, float *z, size_t zs, size_t ahead)
+{
+    __m512 c[24], v[8];
+    QS_UNROLL for (int i = 0; i < nr * nt; i++) c[i] = _mm512_setzero_ps();
+    for (size_t k = 0; k < n; k += 16) {
+        QS_UNROLL for (int r = 0; r < nr; r++) QS_FETCH(w + (size_t)r * ws + (bf16 ? 2 : 4) * k, ahead);
+        if (nt < nr) {
+            QS_UNROLL for (int t = 0; t < nt; t++) v[t] = _mm512_loadu_ps(x + (size_t)t * xs + k);
+            QS_UNROLL for (int r = 0; r < nr; r++) {
+                __m512 wv = qs_row_avx512(bf16, w + (size_t)r * ws, k);
+                QS_UNROLL for (int t = 0; t < nt; t++)
+                    c[r * nt + t] = _mm512_fmadd_ps(wv, v[t], c[r * nt + t]);
+            }
+        } else {
+            QS_UNROLL for (int r = 0; r < nr; r++) v[r] = qs_row_avx512(bf16, w + (size_t)r * ws, k);
+            QS_UNROLL for (int t = 0; t < nt; t++) {
+                __m512 xv = _mm512_loadu_ps(x + (size_t)t * xs + k);
+                QS_UNROLL for (int r = 0; r < nr; r++)
+                    c[r * nt + t] = _mm512_fmadd_ps(v[r], xv, c[r * nt + t]);
+            }
+        }
+    }
+    QS_UNROLL for (int i = 0; i < nr * nt; i++)
+        z[(size_t)(i % nt) * zs + (size_t)(i / nt)] = qs_tree_avx512(c[i]);
+}
+
+QS_LEVELS(QS_AVX512, qs_dots_f32_tiles_avx512, qs_dots_tile_avx512, 0, 8, 3, 4, 6);
+QS_LEVELS(QS_AVX512, qs_dots_bf16_tiles_avx512, qs_dots_tile_avx512, 1, 8, 3, 4, 6);
+QS_ENTRIES(avx512)
+
+QS_AVX512_INLINE void qs_axpy_avx512(int bf16, float a, const void *w, size_t n, float *y)
+{
+    __m512 av = _mm512_set1_ps(a);
+    for (size_t j = 0; j < n; j += 16) {
+        __m512 v = qs_row_avx512(bf16, (const char *)w, j);
+        _mm512_storeu_ps(y + j, _mm512_fmadd_ps(av, v, _mm512_loadu_ps(y + j)));
+    }
+}
+
+QS_AVX512 static void qs_axpy_f32_avx512(float a, const void *w, size_t n, float *y)
+{
+    qs_axpy_avx512(0, a, w, n, y);
+}
+
+QS_AVX512 static void qs_axpy_bf16_avx512(float a, const void *w, size_t n, float *y)
+{
+    qs_axpy_avx512(1, a, w, n, y);
+}
+
+/* p * r + a, rounded twice like qs_exp */
+QS_AVX512_INLINE __m512 qs_muladd_avx512(__m512 p, __m512 r, float a)
+{
+    return _mm512_add_ps(_mm512_mul_ps(p, r), _mm512_set1_ps(a));
+}
+
+/* qs_exp on 16 values, operation for operation */
+QS_AVX512_INLINE __m512 qs_exp_avx512(__m512 x)
+{
+    const __m512 magic = _mm512_set1_ps(12582912.0f);
+    __m512 n = _mm512_sub_ps(qs_muladd_avx512(x, _mm512_set1_ps(1.44269504088896341f), 12582912.0f), magic);
+    __m512 r = _mm512_sub_ps(x, _mm512_mul_ps(n, _mm512_set1_ps(0.693359375f)));
+    r = _mm512_sub_ps(r, _mm512_mul_ps(n, _mm512_set1_ps(-2.12194440e-4f)));
+    __m512 p = qs_muladd_avx512(_mm512_set1_ps(1.9875691500e-4f), r, 1.3981999507e-3f);
+    p = qs_muladd_avx512(p, r, 8.3334519073e-3f);
+    p = qs_muladd_avx512(p, r, 4.1665795894e-2f);
+    p = qs_muladd_avx512(p, r, 1.6666665459e-1f);
+    p = qs_muladd_avx512(p, r, 5.0000001201e-1f);
+    p = _mm512_add_ps(_mm512_mul_ps(p, _mm512_mul_ps(r, r)), r);
+    p = _mm512_add_ps(p, _mm512_set1_ps(1.0f));
+    __m512i u = _mm512_slli_epi32(_mm512_cvtps_epi32(n), 23);
+    p = _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), u));
+    __mmask16 small = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_LT_OQ);
+    __mmask16 large = _mm512_cmp_ps_mask(x, _mm512_set1_ps(88.0f), _CMP_GT_OQ);
+    p = _mm512_mask_mov_ps(p, small, _mm512_setzero_ps());
+    p = _mm512_mask_mov_ps(p, large, _mm512_set1_ps(INFINITY));
+    return _mm512_mask_mov_ps(p, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), x);
+}
+
+/* The sign is flipped as an integer: AVX-512 F has no xor of floats. */
+QS_AVX512 static void qs_silu_mul_avx512(float *g, const float *u, size_t n)
+{
+    size_t j = 0;
+    for (; n - j >= 16; j += 16) {
+        __m512 v = _mm512_loadu_ps(g + j);
+        __m512i neg = _mm512_xor_si512(_mm512_castps_si512(v), _mm512_set1_epi32(INT32_MIN));
+        __m512 e = qs_exp_avx512(_mm512_castsi512_ps(neg));
+        v = _mm512_div_ps(v, _mm512_add_ps(_mm512_set1_ps(1.0f), e));
+        _mm512_storeu_ps(g + j, _mm512_mul_ps(v, _mm512_loadu_ps(u + j)));
+    }
+    qs_silu_mul_scalar(g + j, u + j, n - j);
+}
+
+QS_AVX512 static void qs_exp_sub_avx512(float *s, float m, size_t n)
+{
+    size_t j = 0;
+    for (; n - j >= 16; j += 16)
+        _mm512_storeu_ps(s + j, qs_exp_avx512(_mm512_sub_ps(_mm512_loadu_ps(s + j), _mm512_set1_ps(m))));
+    qs_exp_sub_scalar(s + j, m, n - j);
+}
+
+static const qs_kernels QS_KERNELS_AVX512 = {
+    {0, qs_mm_f32_avx512, qs_mm_bf16_avx512},     {0, qs_dots_f32_avx512, qs_dots_bf16_avx512},
+    {0, qs_axpy_f32_avx512, qs_axpy_bf16_avx512}, qs_silu_mul_avx512,
+    qs_exp_sub_avx512,
+};
+
+#endif /* QS_HAVE_AVX512 */
+
+/* ===================================================================================================
+ * 11 Kernels: NEON (private)
+ * =================================================================================================== */
+
+#if defined(QS_HAVE_NEON)
+#include <arm_neon.h>
+
+#define QS_NEON
+#define QS_NEON_INLINE __attribute__((always_inline)) static inline
+
+/* Quarter q of a line: rows 4q..4q+3. bf16: the pairs (k, k + 1), of which odd picks one */
+QS_NEON_INLINE float32x4_t qs_line_neon(int bf16, const char *p, int q, int odd)
+{
+    if (!bf16) return vld1q_f32((const float *)(const void *)p + 4 * q);
+    uint32x4_t v = vreinterpretq_u32_u16(vld1q_u16((const uint16_t *)(const void *)p + 8 * q));
+    return vreinterpretq_f32_u32(odd ? vandq_u32(v, vdupq_n_u32(0xFFFF0000u)) : vshlq_n_u32(v, 16));
+}
+
+/* nb blocks x nt tokens x n k: 4 nb nt accumulators */
+QS_NEON_INLINE void qs_mm_tile_neon(int bf16, int nb, int nt, const char *w, size_t ws, size_t n,
+                                    const float *x, size_t xs, float *y, size_t ys, size_t ahead)
+{
+    float32x4_t c[24], v[4];
+    QS_UNROLL for (int i = 0; i < 4 * nb * nt; i++) c[i] = vdupq_n_f32(0.0f);
+    for (size_t k = 0; k < n; k += bf16 ? 2 : 1, w += 64) {
+        QS_UNROLL for (int b = 0; b < nb; b++) QS_FETCH(w + (size_t)b * ws, ahead);
+        QS_UNROLL for (int odd = 0; odd <= bf16; odd++) {
+            QS_UNROLL for (int b = 0; b < nb; b++) {
+                QS_UNROLL for (int q = 0; q < 4; q++)
+                    v[q] = qs_line_neon(bf16, w + (size_t)b * ws, q, odd);
+                QS_UNROLL for (int t = 0; t < nt; t++) {
+                    float xv = x[(size_t)t * xs + k + (size_t)odd];
+                    QS_UNROLL for (int q = 0; q < 4; q++) {
+                        int i = 4 * (b * nt + t) + q;
+                        c[i] = vfmaq_n_f32(c[i], v[q], xv);
+                    }
+                }
+            }
+        }
+    }
+    QS_UNROLL for (int i = 0; i < 4 * nb * nt; i++) {
+        float *p = y + (size_t)(i / 4 % nt) * ys + 16 * (i / 4 / nt) + 4 * (i % 4);
+        vst1q_f32(p, vaddq_f32(vld1q_f32(p), c[i]));
+    }
+}
+
+QS_LEVELS(QS_NEON, qs_mm_f32_tiles_neon, qs_mm_tile_neon, 0, 4, 1, 2, 3);
+QS_LEVELS(QS_NEON, qs_mm_bf16_tiles_neon, qs_mm_tile_neon, 1, 4, 1, 2, 3);
+
+/* 4 values of a row */
+QS_NEON_INLINE float32x4_t qs_row_neon(int bf16, const char *w, size_t k)
+{
+    if (!bf16) return vld1q_f32((const float *)(const void *)w + k);
+    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16((const uint16_t *)(const void *)w + k), 16));
+}
+
+/* The tree over the 16 chains c[0..3] */
+QS_NEON_INLINE float qs_tree_neon(const float32x4_t *c)
+{
+    float32x4_t s = vaddq_f32(vaddq_f32(c[0], c[2]), vaddq_f32(c[1], c[3]));
+    float32x2_t d = vadd_f32(vget_low_f32(s), vget_high_f32(s));
+    return vget_lane_f32(d, 0) + vget_lane_f32(d, 1);
+}
+
+/* nr rows x nt tokens: 4 nr nt accumulators of 4 chains */
+QS_NEON_INLINE void qs_dots_tile_neon(int bf16, int nr, int nt, const char *w, size_t ws, size_t n,
+                                      const float *x, size_t xs, float *z, size_t zs, size_t ahead)
+{
+    float32x4_t c[24];
+    QS_UNROLL for (int i = 0; i < 4 * nr * nt; i++) c[i] = vdupq_n_f32(0.0f);
+    for (size_t k = 0; k < n; k += 16) {
+        QS_UNROLL for (int r = 0; r < nr; r++) QS_FETCH(w + (size_t)r * ws + (bf16 ? 2 : 4) * k, ahead);
+        QS_UNROLL for (int q = 0; q < 4; q++) {
+            size_t kq = k + 4 * (size_t)q;
+            QS_UNROLL for (int r = 0; r < nr; r++) {
+                float32x4_t v = qs_row_neon(bf16, w + (size_t)r * ws, kq);
+                QS_UNROLL for (int t = 0; t < nt; t++) {
+                    int i = 4 * (r * nt + t) + q;
+                    c[i] = vfmaq_f32(c[i], v, vld1q_f32(x + (size_t)t * xs + kq));
+                }
+            }
+        }
+    }
+    QS_UNROLL for (int i = 0; i < nr * nt; i++)
+        z[(size_t)(i % nt) * zs + (size_t)(i / nt)] = qs_tree_neon(c + 4 * i);
+}
+
+QS_LEVELS(QS_NEON, qs_dots_f32_tiles_neon, qs_dots_tile_neon, 0, 4, 1, 2, 3);
+QS_LEVELS(QS_NEON, qs_dots_bf16_tiles_neon, qs_dots_tile_neon, 1, 4, 1, 2, 3);
+QS_ENTRIES(neon)
+
+QS_NEON_INLINE void qs_axpy_neon(int bf16, float a, const void *w, size_t n, float *y)
+{
+    for (size_t j = 0; j < n; j += 4)
+        vst1q_f32(y + j, vfmaq_n_f32(vld1q_f32(y + j), qs_row_neon(bf16, (const char *)w, j), a));
+}
+
+static void qs_axpy_f32_neon(float a, const void *w, size_t n, float *y)
+{
+    qs_axpy_neon(0, a, w, n, y);
+}
+
+static void qs_axpy_bf16_neon(float a, const void *w, size_t n, float *y)
+{
+    qs_axpy_neon(1, a, w, n, y);
+}
+
+/* p * r + a, rounded twice like qs_exp */
+QS_NEON_INLINE float32x4_t qs_muladd_neon(float32x4_t p, float32x4_t r, float a)
+{
+    return vaddq_f32(vmulq_f32(p, r), vdupq_n_f32(a));
+}
+
+/* qs_exp on 4 values, operation for operation */
+QS_NEON_INLINE float32x4_t qs_exp_neon(float32x4_t x)
+{
+    const float32x4_t magic = vdupq_n_f32(12582912.0f);
+    float32x4_t n = vsubq_f32(qs_muladd_neon(x, vdupq_n_f32(1.44269504088896341f), 12582912.0f), magic);
+    float32x4_t r = vsubq_f32(x, vmulq_f32(n, vdupq_n_f32(0.693359375f)));
+    r = vsubq_f32(r, vmulq_f32(n, vdupq_n_f32(-2.12194440e-4f)));
+    float32x4_t p = qs_muladd_neon(vdupq_n_f32(1.9875691500e-4f), r, 1.3981999507e-3f);
+    p = qs_muladd_neon(p, r, 8.3334519073e-3f);
+    p = qs_muladd_neon(p, r, 4.1665795894e-2f);
+    p = qs_muladd_neon(p, r, 1.6666665459e-1f);
+    p = qs_muladd_neon(p, r, 5.0000001201e-1f);
+    p = vaddq_f32(vmulq_f32(p, vmulq_f32(r, r)), r);
+    p = vaddq_f32(p, vdupq_n_f32(1.0f));
+    int32x4_t u = vshlq_n_s32(vcvtq_s32_f32(n), 23);
+    p = vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(p), u));
+    p = vbslq_f32(vcltq_f32(x, vdupq_n_f32(-87.0f)), vdupq_n_f32(0.0f), p);
+    p = vbslq_f32(vcgtq_f32(x, vdupq_n_f32(88.0f)), vdupq_n_f32(INFINITY), p);
+    return vbslq_f32(vceqq_f32(x, x), p, x);
+}
+
+static void qs_silu_mul_neon(float *g, const float *u, size_t n)
+{
+    size_t j = 0;
+    for (; n - j >= 4; j += 4) {
+        float32x4_t v = vld1q_f32(g + j);
+        float32x4_t e = qs_exp_neon(vnegq_f32(v));
+        v = vdivq_f32(v, vaddq_f32(vdupq_n_f32(1.0f), e));
+        vst1q_f32(g + j, vmulq_f32(v, vld1q_f32(u + j)));
+    }
+    qs_silu_mul_scalar(g + j, u + j, n - j);
+}
+
+static void qs_exp_sub_neon(float *s, float m, size_t n)
+{
+    size_t j = 0;
+    for (; n - j >= 4; j += 4)
+        vst1q_f32(s + j, qs_exp_neon(vsubq_f32(vld1q_f32(s + j), vdupq_n_f32(m))));
+    qs_exp_sub_scalar(s + j, m, n - j);
+}
+
+static const qs_kernels QS_KERNELS_NEON = {
+    {0, qs_mm_f32_neon, qs_mm_bf16_neon},     {0, qs_dots_f32_neon, qs_dots_bf16_neon},
+    {0, qs_axpy_f32_neon, qs_axpy_bf16_neon}, qs_silu_mul_neon,
+    qs_exp_sub_neon,
+};
+
+#endif /* QS_HAVE_NEON */
+
+/* ===================================================================================================
+ * 11 Instruction sets: detection and choice (public)
+ *
+ * Asked at every open: a few instructions, and no state to keep.
+ * =================================================================================================== */
+
+/* ===================================================================================================
+ * 12 CPU detection (private)
+ * =================================================================================================== */
+
+#if defined(QS_HAVE_AVX2) || defined(QS_HAVE_AVX512)
+
+/* XCR0: which registers the operating system saves on a context switch; 0 if it cannot be read.
+ * xgetbv is written as bytes: the intrinsic would need a target attribute, the mnemonic an option. */
+static unsigned qs_xcr0(void)
+{
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & 1u << 27)) return 0; /* OSXSAVE */
+    __asm__ volatile(".byte 0x0f, 0x01, 0xd0" : "=a"(a), "=d"(d) : "c"(0));
+    return a;
+}
+
+/* 0: baseline, 2: also AVX2 and FMA, 3: also AVX-512 F; each with its registers saved by the system */
+static int qs_x86_level(void)
+{
+    unsigned a = 0, b = 0, c = 0, d = 0, b7 = 0, xcr0 = qs_xcr0();
+    if ((xcr0 & 6) != 6 || !__get_cpuid(1, &a, &b, &c, &d)) return 0;     /* XMM, YMM */
+    if (!(c & 1u << 28) || !(c & 1u << 12)) return 0;                     /* AVX, FMA */
+    if (!__get_cpuid_count(7, 0, &a, &b7, &c, &d) || !(b7 & 1u << 5)) return 0; /* AVX2 */
+    return (b7 & 1u << 16) && (xcr0 & 0xE6) == 0xE6 ? 3 : 2;              /* AVX-512 F; ZMM, masks */
+}
+
+#endif
+
+/* 1 if this build has kernels for isa and this machine runs them */
+static int qs_isa_runs(qsae_isa isa)
+{
+    switch (isa) {
+    case QSAE_ISA_SCALAR: return 1;
+#if defined(QS_HAVE_AVX2)
+    case QSAE_ISA_AVX2: return qs_x86_level() >= 2;
+#endif
+#if defined(QS_HAVE_AVX512)
+    case QSAE_ISA_AVX512: return qs_x86_level() >= 3;
+#endif
+#if defined(QS_HAVE_NEON)
+    case QSAE_ISA_NEON: return 1;
+#endif
+    default: return 0;
+    }
+}
+static const qs_kernels *qs_kernels_of(qsae_isa isa) /* NULL if not in this build */
+{
+    switch (isa) {
+    case QSAE_ISA_SCALAR: return &QS_KERNELS_SCALAR;
+#if defined(QS_HAVE_AVX2)
+    case QSAE_ISA_AVX2: return &QS_KERNELS_AVX2;
+#endif
+#if defined(QS_HAVE_AVX512)
+    case QSAE_ISA_AVX512: return &QS_KERNELS_AVX512;
+#endif
+#if defined(QS_HAVE_NEON)
+    case QSAE_ISA_NEON: return &QS_KERNELS_NEON;
+#endif
+    default: return NULL;
+    }
+}
+
+const char *qsae_isa_name(qsae_isa isa)
+{
+    static const char *const names[QSAE_ISA_COUNT] = {"auto", "scalar", "avx2", "avx512", "neon"};
+    return (unsigned)isa < QSAE_ISA_COUNT ? names[isa] : NULL;
+}
+
+int qsae_isa_available(qsae_isa isa)
+{
+    if (isa == QSAE_ISA_AUTO || isa == QSAE_ISA_SCALAR) return 1;
+    return qs_kernels_of(isa) && qs_isa_runs(isa);
+}
+
+/* AUTO becomes the widest that runs; anything that does not run is refused. */
+static qsae_status qs_choose_isa(qsae_isa *isa, qsae_error *err)
+{
+    static const qsae_isa best_first[] = {QSAE_ISA_AVX512, QSAE_ISA_AVX2, QSAE_ISA_NEON,
+                                          QSAE_ISA_SCALAR};
+    if ((unsigned)*isa >= QSAE_ISA_COUNT)
+        return qs_fail(err, QSAE_E_ARG, 0, "isa %d is not an instruction set", (int)*isa);
+    if (*isa == QSAE_ISA_AUTO) {
+        size_t i = 0;
+        while (!qsae_isa_available(best_first[i])) i++;
+        *isa = best_first[i];
+    } else if (!qsae_isa_available(*isa)) {
+        return qs_fail(err, QSAE_E_UNSUP, 0, "instruction set %s is not available here",
+                       qsae_isa_name(*isa));
+    }
+    return QSAE_OK;
+}
+
+/* ===================================================================================================
+ * 12 Sites: names and widths (public)
+ * =================================================================================================== */
+
+static const char *const QS_SITE_NAMES[QSAE_SITE_COUNT] = {
+    "resid_pre", "attn_z", "attn_out", "resid_mid", "mlp_input", "mlp_out", "resid_post"};
+
+const char *qsae_site_name(qsae_site site)
+{
+    return (unsigned)site < QSAE_SITE_COUNT ? QS_SITE_NAMES[site] : NULL;
+}
+
+int qsae_site_from_name(const char *name)
+{
+    for (int i = 0; name && i < QSAE_SITE_COUNT; i++)
+        if (strcmp(name, QS_SITE_NAMES[i]) == 0) return i;
+    return -1;
+}
+
+/* 1 if (layer, site) a is computed before b */
+static int qs_site_before(uint32_t layer_a, uint32_t site_a, uint32_t layer_b, uint32_t site_b)
+{
+    return layer_a != layer_b ? layer_a < layer_b : site_a < site_b;
+}
+
+/* ===================================================================================================
+ * 13 Container: header, directory, verification (public)
+ *
+ * Everything is checked here once, on a heap copy of the tables (a mapped file can change under us), in
+ * time proportional to the number of tensors and without touching weights. Later sections trust it.
+ * =================================================================================================== */
+
+#define QS_MAX_LAYERS  512u
+#define QS_MAX_WIDTH   65536u   /* d_model, n_heads * head_dim, d_in, d_out */
+#define QS_MAX_FF      1048576u
+#define QS_MAX_VOCAB   1048576u
+#define QS_MAX_D_SAE   16777216u
+#define QS_MAX_TENSORS 1048576u
+#define QS_MAX_POS     1048576u /* qs_sincos is exact up to here */
+#define QS_MAX_SAES    65536u
+
+typedef struct qs_container {
+    qsae_allocator alloc;
+    qs_file file;
+    qsae_file_header head;
+    uint8_t *index; /* [head.index_size], heap */
+    const qsae_tensor_record *tensors; /* [head.n_tensors], into index */
+} qs_container;
+
+static void qs_container_close(qs_container *c)
+{
+    qs_release(&c->alloc, c->index, (size_t)c->head.index_size);
+    qs_file_close(&c->file, &c->alloc);
+}
+
+/* Bytes of a row of cols values in ROWS layout. */
+static uint64_t qs_row_bytes(uint32_t type, uint64_t cols)
+{
+    uint64_t bytes = cols * (type == QSAE_TYPE_F32 ? 4u : 2u);
+    return (bytes + 63) & ~(uint64_t)63;
+}
+
+uint64_t qsae_tensor_bytes(uint32_t type, uint32_t layout, uint64_t rows, uint64_t cols)
+{
+    const uint64_t cap = (uint64_t)1 << 40; /* both below it: no sum or product here can wrap */
+    if (!rows || !cols || rows > cap || cols > cap) return 0;
+    if (layout == QSAE_LAYOUT_BYTES)
+        return type == QSAE_TYPE_BYTES && rows == 1 ? (cols + 63) & ~(uint64_t)63 : 0;
+    if (layout == QSAE_LAYOUT_VECTOR)
+        return type == QSAE_TYPE_F32 && rows == 1 ? (cols * 4 + 63) & ~(uint64_t)63 : 0;
+    if (type != QSAE_TYPE_F32 && type != QSAE_TYPE_BF16) return 0;
+    uint64_t per_row, n;
+    if (layout == QSAE_LAYOUT_BLOCK16) {
+        per_row = ((cols + 15) & ~(uint64_t)15) * (type == QSAE_TYPE_F32 ? 4u : 2u);
+        n = (rows + 15) & ~(uint64_t)15;
+    } else if (layout == QSAE_LAYOUT_ROWS) {
+        per_row = qs_row_bytes(type, cols);
+        n = rows;
+    } else {
+        return 0;
+    }
+    return n > (uint64_t)INT64_MAX / per_row ? 0 : n * per_row;
+}
+
+/* "layer 3 role 17 (attn q)"-style names for messages */
+static const char *qs_role_name(uint32_t role)
+{
+    switch (role) {
+    case QSAE_ROLE_EMBED: return "embed";
+    case QSAE_ROLE_FINAL_NORM: return "final_norm";
+    case QSAE_ROLE_LM_HEAD: return "lm_head";
+    case QSAE_ROLE_ROPE: return "rope";
+    case QSAE_ROLE_TOKENIZER: return "tokenizer";
+    case QSAE_ROLE_META: return "meta";
+    case QSAE_ROLE_ATTN_NORM: return "attn_norm";
+    case QSAE_ROLE_Q: return "q";
+    case QSAE_ROLE_K: return "k";
+    case QSAE_ROLE_V: return "v";
+    case QSAE_ROLE_Q_NORM: return "q_norm";
+    case QSAE_ROLE_K_NORM: return "k_norm";
+    case QSAE_ROLE_O: return "o";
+    case QSAE_ROLE_MLP_NORM: return "mlp_norm";
+    case QSAE_ROLE_GATE: return "gate";
+    case QSAE_ROLE_UP: return "up";
+    case QSAE_ROLE_DOWN: return "down";
+    case QSAE_ROLE_ENC: return "enc";
+    case QSAE_ROLE_DEC: return "dec";
+    case QSAE_ROLE_B_ENC: return "b_enc";
+    case QSAE_ROLE_THETA: return "theta";
+    case QSAE_ROLE_MAG_SCALE: return "mag_scale";
+    case QSAE_ROLE_MAG_BIAS: return "mag_bias";
+    case QSAE_ROLE_B_DEC: return "b_dec";
+    case QSAE_ROLE_SKIP: return "skip";
+    default: return "unknown";
+    }
+}
+
+static qsae_status qs_tensor_fail(qsae_error *err, qsae_status st, const qsae_tensor_record *t,
+                                  const char *what, uint64_t found, uint64_t expected)
+{
+    return qs_fail(err, st, t->offset, "tensor %s (group %u): %s is %llu, expected %llu",
+                   qs_role_name(t->role), t->group, what, (unsigned long long)found,
+                   (unsigned long long)expected);
+}
+
+static qsae_status qs_bad_magic(const uint8_t *p, size_t n, qsae_error *err)
+{
+    const char *what = "it is none of the formats known here";
+    if (n >= 4 && memcmp(p, "GGUF", 4) == 0) what = "it looks like a GGUF file: use qsae convert";
+    else if (n >= 4 && memcmp(p, "PK\3\4", 4) == 0) what = "it looks like a zip (.pt, .npz): use qsae convert";
+    else if (n >= 9 && p[8] == '{') what = "it looks like a safetensors file: use qsae convert";
+    else if (n >= 1 && p[0] == '{') what = "it looks like JSON";
+    else if (n >= 4 && memcmp(p, "QSAE", 4) == 0) what = "its line ends were changed by a text-mode copy";
+    return qs_fail(err, QSAE_E_MAGIC, 0, "not a .qsae file: %s", what);
+}
+
+static qsae_status qs_check_header(const qsae_file_header *h, size_t size, qsae_error *err)
+{
+    if (h->endian != QSAE_FILE_ENDIAN)
+        return qs_fail(err, h->endian == 0x04030201u ? QSAE_E_UNSUP : QSAE_E_FORMAT, 12,
+                       "endian mark is 0x%08x, expected 0x%08x", h->endian, QSAE_FILE_ENDIAN);
+    if (h->version != QSAE_FILE_VERSION)
+        return qs_fail(err, QSAE_E_VERSION, 8, "format version is %u, this library reads %u", h->version,
+                       QSAE_FILE_VERSION);
+    if (h->file_size != size)
+        return qs_fail(err, size < h->file_size ? QSAE_E_TRUNC : QSAE_E_FORMAT, 16,
+                       "the file has %zu bytes, its header says %llu", size,
+                       (unsigned long long)h->file_size);
+    if (h->kind != QSAE_KIND_MODEL && h->kind != QSAE_KIND_SAE)
+        return qs_fail(err, QSAE_E_UNSUP, 24, "file kind is %u, expected 1 (model) or 2 (SAE)", h->kind);
+    if (h->n_records < 1 || h->n_records > (h->kind == QSAE_KIND_MODEL ? 1 : QS_MAX_SAES))
+        return qs_fail(err, QSAE_E_FORMAT, 28, "n_records is %u", h->n_records);
+    if (h->n_tensors < 1 || h->n_tensors > QS_MAX_TENSORS)
+        return qs_fail(err, QSAE_E_LIMIT, 32, "n_tensors is %u, at most %u", h->n_tensors, QS_MAX_TENSORS);
+    if (h->zero0 || h->zero1) return qs_fail(err, QSAE_E_FORMAT, 36, "a reserved header field is not 0");
+    uint64_t index = (uint64_t)256 * h->n_records + (uint64_t)64 * h->n_tensors;
+    if (h->index_size != index)
+        return qs_fail(err, QSAE_E_FORMAT, 40, "index_size is %llu, expected %llu",
+                       (unsigned long long)h->index_size, (unsigned long long)index);
+    if (index > size - 64)
+        return qs_fail(err, QSAE_E_TRUNC, 40, "the index needs %llu bytes, the file has %zu",
+                       (unsigned long long)index, size - 64);
+    return QSAE_OK;
+}
+
+static qsae_status qs_check_hash(const qsae_file_header *h, const uint8_t *index, qsae_error *err)
+{
+    qsae_file_header zeroed = *h;
+    zeroed.hash = 0;
+    qsae_hash s;
+    qsae_hash_begin(&s);
+    qsae_hash_add(&s, &zeroed, sizeof zeroed);
+    qsae_hash_add(&s, index, (size_t)h->index_size);
+    uint64_t found = qsae_hash_end(&s);
+    if (found == h->hash) return QSAE_OK;
+    return qs_fail(err, QSAE_E_FORMAT, 56, "header checksum is %016llx, computed %016llx",
+                   (unsigned long long)h->hash, (unsigned long long)found);
+}
+
+/* Directory: sorted, sizes as their types and shapes say, contiguous from the index to the file's end. */
+static qsae_status qs_check_directory(const qs_container *c, qsae_error *err)
+{
+    uint64_t at = 64 + c->head.index_size;
+    for (uint32_t i = 0; i < c->head.n_tensors; i++) {
+        const qsae_tensor_record *t = &c->tensors[i];
+        if (i && (t[-1].group > t->group || (t[-1].group == t->group && t[-1].role >= t->role)))
+            return qs_fail(err, QSAE_E_FORMAT, 0, "directory entry %u is not in order", i);
+        if (t->type < QSAE_TYPE_F32 || t->type > QSAE_TYPE_BYTES)
+            return qs_tensor_fail(err, QSAE_E_UNSUP, t, "type", t->type, QSAE_TYPE_F32);
+        uint64_t size = qsae_tensor_bytes(t->type, t->layout, t->rows, t->cols);
+        if (!size)
+            return qs_fail(err, QSAE_E_FORMAT, 0,
+                           "tensor %s (group %u): type %u, layout %u, shape [%llu, %llu] do not go together",
+                           qs_role_name(t->role), t->group, t->type, t->layout,
+                           (unsigned long long)t->rows, (unsigned long long)t->cols);
+        if (t->size != size) return qs_tensor_fail(err, QSAE_E_FORMAT, t, "size", t->size, size);
+        if (t->offset != at) return qs_tensor_fail(err, QSAE_E_FORMAT, t, "offset", t->offset, at);
+        if (size > c->head.file_size - at)
+            return qs_tensor_fail(err, QSAE_E_TRUNC, t, "size", size, c->head.file_size - at);
+        if (t->zero) return qs_tensor_fail(err, QSAE_E_FORMAT, t, "reserved field", t->zero, 0);
+        at += size;
+    }
+    if (at != c->head.file_size)
+        return qs_fail(err, QSAE_E_FORMAT, at, "data ends at byte %llu, the file at %llu",
+                       (unsigned long long)at, (unsigned long long)c->head.file_size);
+    return QSAE_OK;
+}
+
+/* ---- verification: reads every byte ---- */
+
+/* Inf and NaN have all exponent bits set. *at receives the first bad element. */
+static int qs_find_not_finite(const uint8_t *p, uint32_t type, uint64_t n, uint64_t *at)
+{
+    const uint64_t step = 4096; /* a branch-free block, searched only if something is in it */
+    for (uint64_t i = 0; i < n; i += step) {
+        uint64_t end = n - i < step ? n : i + step;
+        uint32_t bad = 0;
+        if (type == QSAE_TYPE_F32) {
+            const uint32_t *v = (const void *)p;
+            for (uint64_t j = i; j < end; j++) bad |= (v[j] & 0x7f800000u) == 0x7f800000u;
+            for (uint64_t j = i; bad && j < end; j++)
+                if ((v[j] & 0x7f800000u) == 0x7f800000u) return *at = j, 1;
+        } else {
+            const uint16_t *v = (const void *)p;
+            for (uint64_t j = i; j < end; j++) bad |= (v[j] & 0x7f80u) == 0x7f80u;
+            for (uint64_t j = i; bad && j < end; j++)
+                if ((v[j] & 0x7f80u) == 0x7f80u) return *at = j, 1;
+        }
+    }
+    return 0;
+}
+
+static int qs_all_zero(const uint8_t *p, uint64_t n)
+{
+    uint8_t any = 0;
+    for (uint64_t i = 0; i < n; i++) any |= p[i];
+    return any == 0;
+}
+
+/* Padding of a BLOCK16 matrix: columns cols.. of every block, and rows rows.. of the last one. */
+static int qs_block16_padding_zero(const uint8_t *p, const qsae_tensor_record *t)
+{
+    uint64_t elem = t->type == QSAE_TYPE_F32 ? 4 : 2, kp = (t->cols + 15) & ~(uint64_t)15;
+    uint64_t nb = (t->rows + 15) / 16, block = 16 * elem * kp;
+    uint64_t pair = t->type == QSAE_TYPE_F32 ? 1 : 2; /* columns that share a 64-byte line */
+    for (uint64_t b = 0; b < nb; b++) {
+        uint64_t valid = t->rows - 16 * b < 16 ? t->rows - 16 * b : 16;
+        for (uint64_t k = valid == 16 ? t->cols : 0; k < kp; k++)
+            for (uint64_t r = k < t->cols ? valid : 0; r < 16; r++) {
+                uint64_t at = b * block + k / pair * 64 + r * 4 + (pair == 2 ? k % 2 * 2 : 0);
+                if (!qs_all_zero(p + at, elem)) return 0;
+            }
+    }
+    return 1;
+}
+
+static int qs_padding_zero(const uint8_t *p, const qsae_tensor_record *t)
+{
+    uint64_t elem = t->type == QSAE_TYPE_F32 ? 4 : t->type == QSAE_TYPE_BF16 ? 2 : 1;
+    if (t->layout == QSAE_LAYOUT_BLOCK16) return qs_block16_padding_zero(p, t);
+    uint64_t row = t->size / t->rows, used = t->cols * elem;
+    for (uint64_t r = 0; r < t->rows; r++)
+        if (!qs_all_zero(p + r * row + used, row - used)) return 0;
+    return 1;
+}
+
+static qsae_status qs_verify_tensor(const uint8_t *p, const qsae_tensor_record *t, qsae_error *err)
+{
+    uint64_t at, hash = qs_hash(p, (size_t)t->size);
+    if (hash != t->hash)
+        return qs_fail(err, QSAE_E_FORMAT, t->offset,
+                       "tensor %s (group %u): checksum is %016llx, computed %016llx", qs_role_name(t->role),
+                       t->group, (unsigned long long)t->hash, (unsigned long long)hash);
+    if (!qs_padding_zero(p, t))
+        return qs_fail(err, QSAE_E_FORMAT, t->offset, "tensor %s (group %u): padding is not zero",
+                       qs_role_name(t->role), t->group);
+    if (t->type == QSAE_TYPE_BYTES) return QSAE_OK;
+    if (qs_find_not_finite(p, t->type, t->size / (t->type == QSAE_TYPE_F32 ? 4 : 2), &at))
+        return qs_fail(err, QSAE_E_NUM, t->offset, "tensor %s (group %u): stored element %llu is not finite",
+                       qs_role_name(t->role), t->group, (unsigned long long)at);
+    if (t->role == QSAE_ROLE_THETA || t->role == QSAE_ROLE_MAG_SCALE) {
+        const float *v = (const void *)p;
+        for (uint64_t i = 0; i < t->cols; i++)
+            if (v[i] < 0 || (t->role == QSAE_ROLE_MAG_SCALE && v[i] == 0))
+                return qs_fail(err, QSAE_E_FORMAT, t->offset, "tensor %s (group %u): element %llu is %g",
+                               qs_role_name(t->role), t->group, (unsigned long long)i, (double)v[i]);
+    }
+    return QSAE_OK;
+}
+
+static qsae_status qs_verify(const qs_container *c, qsae_error *err)
+{
+    for (uint32_t i = 0; i < c->head.n_tensors; i++) {
+        qsae_status st = qs_verify_tensor(c->file.data + c->tensors[i].offset, &c->tensors[i], err);
+        if (st) return st;
+    }
+    return QSAE_OK;
+}
+
+/* ---- opening ---- */
+
+static qsae_status qs_container_load(qs_container *c, uint32_t kind, int verify, qsae_error *err)
+{
+    const uint8_t *p = c->file.data;
+    size_t size = c->file.size;
+    if (size < 8 || memcmp(p, QSAE_FILE_MAGIC, 8) != 0) {
+        if (size < 8 && memcmp(p, QSAE_FILE_MAGIC, size) == 0)
+            return qs_fail(err, QSAE_E_TRUNC, size, "the file has %zu bytes, a header has 64", size);
+        return qs_bad_magic(p, size, err);
+    }
+    if (size < 64)
+        return qs_fail(err, QSAE_E_TRUNC, size, "the file has %zu bytes, a header has 64", size);
+    qsae_file_header head;
+    memcpy(&head, p, sizeof head);
+    qsae_status st = qs_check_header(&head, size, err);
+    if (st) return st;
+    c->index = qs_alloc(&c->alloc, (size_t)head.index_size);
+    if (!c->index)
+        return qs_fail(err, QSAE_E_NOMEM, 0, "no memory for an index of %llu bytes",
+                       (unsigned long long)head.index_size);
+    c->head = head;
+    memcpy(c->index, p + 64, (size_t)head.index_size);
+    c->tensors = (const void *)(c->index + (size_t)256 * head.n_records);
+    if ((st = qs_check_hash(&head, c->index, err)) != QSAE_OK) return st;
+    if (head.kind != kind)
+        return qs_fail(err, QSAE_E_MISMATCH, 24, "the file holds %s, not %s",
+                       head.kind == QSAE_KIND_MODEL ? "a model" : "SAEs",
+                       kind == QSAE_KIND_MODEL ? "a model" : "SAEs");
+    if ((st = qs_check_directory(c, err)) != QSAE_OK) return st;
+    return verify ? qs_verify(c, err) : QSAE_OK;
+}
+
+/* From path, or from data[size] if path is NULL. On failure *c owns nothing. */
+static qsae_status qs_container_open(qs_container *c, const char *path, const void *data, size_t size,
+                                     const qsae_open_options *o, uint32_t kind, qsae_error *err)
+{
+    static const qsae_open_options defaults;
+    if (!o) o = &defaults;
+    memset(c, 0, sizeof *c);
+    if (!path && (!data || ((uintptr_t)data & 63)))
+        return qs_fail(err, QSAE_E_ARG, 0, path || data ? "data is not 64-byte aligned" : "NULL path or data");
+    qsae_status st = qs_take_allocator(&o->allocator, &c->alloc, err);
+    if (st) return st;
+    if (path) {
+        if ((st = qs_file_open(path, o->no_mmap, &c->alloc, &c->file, err)) != QSAE_OK) return st;
+    } else {
+        c->file.data = data;
+        c->file.size = size;
+    }
+    st = qs_container_load(c, kind, o->verify, err);
+    if (st) qs_container_close(c);
+    return st;
+}
+
+/* Walks the sorted directory: the next entry must be (group, role) with this layout and shape. Optional
+ * tensors are asked for with qs_next_is first. */
+typedef struct qs_cursor {
+    const qs_container *c;
+    uint32_t next;
+} qs_cursor;
+
+static int qs_next_is(const qs_cursor *k, uint32_t group, uint32_t role)
+{
+    if (k->next >= k->c->head.n_tensors) return 0;
+    const qsae_tensor_record *t = &k->c->tensors[k->next];
+    return t->group == group && t->role == role;
+}
+
+static qsae_status qs_expect(qs_cursor *k, uint32_t group, uint32_t role, uint32_t layout, uint64_t rows,
+                             uint64_t cols, const qsae_tensor_record **out, qsae_error *err)
+{
+    if (!qs_next_is(k, group, role)) {
+        if (k->next >= k->c->head.n_tensors)
+            return qs_fail(err, QSAE_E_MISMATCH, 0, "tensor %s (group %u) is missing", qs_role_name(role),
+                           group);
+        const qsae_tensor_record *t = &k->c->tensors[k->next];
+        return qs_fail(err, QSAE_E_MISMATCH, 0, "expected tensor %s (group %u), found %s (group %u, role %u)",
+                       qs_role_name(role), group, qs_role_name(t->role), t->group, t->role);
+    }
+    const qsae_tensor_record *t = &k->c->tensors[k->next++];
+    if (t->layout != layout) return qs_tensor_fail(err, QSAE_E_FORMAT, t, "layout", t->layout, layout);
+    if (t->rows != rows || t->cols != cols)
+        return qs_fail(err, QSAE_E_MISMATCH, t->offset,
+                       "tensor %s (group %u): shape is [%llu, %llu], the record says [%llu, %llu]",
+                       qs_role_name(role), group, (unsigned long long)t->rows, (unsigned long long)t->cols,
+                       (unsigned long long)rows, (unsigned long long)cols);
+    *out = t;
+    return QSAE_OK;
+}
+
+static qsae_status qs_expect_vector(qs_cursor *k, uint32_t group, uint32_t role, uint64_t n,
+                                    const float **out, qsae_error *err)
+{
+    const qsae_tensor_record *t;
+    qsae_status st = qs_expect(k, group, role, QSAE_LAYOUT_VECTOR, 1, n, &t, err);
+    if (st == QSAE_OK) *out = (const void *)(k->c->file.data + t->offset);
+    return st;
+}
+
+/* A BLOCK16 matrix as the kernels take it. */
+typedef struct qs_mat {
+    const uint8_t *w;
+    size_t n, k, np, kp; /* logical and padded shape */
+    size_t block;        /* bytes of one block of 16 rows */
+    uint32_t type;
+} qs_mat;
+
+static qsae_status qs_expect_mat(qs_cursor *k, uint32_t group, uint32_t role, uint64_t rows, uint64_t cols,
+                                 qs_mat *m, qsae_error *err)
+{
+    const qsae_tensor_record *t;
+    qsae_status st = qs_expect(k, group, role, QSAE_LAYOUT_BLOCK16, rows, cols, &t, err);
+    if (st) return st;
+    m->w = k->c->file.data + t->offset;
+    m->n = (size_t)rows;
+    m->k = (size_t)cols;
+    m->np = qs_up16(m->n);
+    m->kp = qs_up16(m->k);
+    m->type = t->type;
+    m->block = m->kp * 16 * (t->type == QSAE_TYPE_F32 ? 4 : 2);
+    return QSAE_OK;
+}
+
+/* element (n, k) */
+static float qs_mat_at(const qs_mat *m, size_t n, size_t k)
+{
+    const uint8_t *b = m->w + n / 16 * m->block;
+    float f;
+    uint16_t h;
+    if (m->type == QSAE_TYPE_F32) {
+        memcpy(&f, b + k * 64 + n % 16 * 4, 4);
+        return f;
+    }
+    memcpy(&h, b + k / 2 * 64 + n % 16 * 4 + k % 2 * 2, 2);
+    return qs_bf16_f32(h);
+}
+
+static qsae_status qs_expect_end(const qs_cursor *k, qsae_error *err)
+{
+    if (k->next == k->c->head.n_tensors) return QSAE_OK;
+    const qsae_tensor_record *t = &k->c->tensors[k->next];
+    return qs_fail(err, QSAE_E_MISMATCH, t->offset, "unexpected tensor %s (group %u, role %u)",
+                   qs_role_name(t->role), t->group, t->role);
+}
+
+/* Optional UTF-8 lines of provenance; any group may end its shared part with them. */
+static qsae_status qs_skip_meta(qs_cursor *k, uint32_t group, qsae_error *err)
+{
+    if (!qs_next_is(k, group, QSAE_ROLE_META)) return QSAE_OK;
+    const qsae_tensor_record *t = &k->c->tensors[k->next++];
+    if (t->layout == QSAE_LAYOUT_BYTES) return QSAE_OK;
+    return qs_tensor_fail(err, QSAE_E_FORMAT, t, "layout", t->layout, QSAE_LAYOUT_BYTES);
+}
+
+/* A range check with the field's name. */
+static qsae_status qs_in_range(const char *what, uint64_t v, uint64_t lo, uint64_t hi, qsae_error *err)
+{
+    if (v >= lo && v <= hi) return QSAE_OK;
+    return qs_fail(err, QSAE_E_FORMAT, 64, "%s is %llu, must be %llu..%llu", what, (unsigned long long)v,
+                   (unsigned long long)lo, (unsigned long long)hi);
+}
+
+/* A record's fixed-size name: NUL-terminated, zeros behind, not a control character inside. */
+static qsae_status qs_check_name(const char *name, size_t cap, qsae_error *err)
+{
+    size_t n = 0;
+    while (n < cap && name[n]) n++;
+    for (size_t i = 0; i < n; i++)
+        if ((unsigned char)name[i] < 32 || name[i] == 127)
+            return qs_fail(err, QSAE_E_FORMAT, 64, "the record's name has a control character");
+    if (n == cap || !qs_all_zero((const uint8_t *)name + n, cap - n))
+        return qs_fail(err, QSAE_E_FORMAT, 64, "the record's name is not NUL-padded");
+    return QSAE_OK;
+}
+
+#if !defined(QSAE_NO_TOKENIZER)
+
+/* ========================================================================= Tokenizer
+
+   text -> ids as the reference (Hugging Face `tokenizers`) does for Qwen2 and Qwen3:
+
+     1. split the text at added tokens, leftmost-longest   (only if the caller asks)
+     2. each piece between them to Unicode NFC
+     3. split by the Qwen expression (qs_piece)
+     4. bytes -> ids, then byte-pair merges, lowest rank first, ties leftmost
+
+   Bytes that are not UTF-8 are first replaced: each maximal invalid subpart becomes
+   one U+FFFD, as Python's errors="replace". All steps are linear in the text but the
+   merges of one long piece, which are O(n log n).  Nothing is allocated.
+
+   The tokenizer is a blob of the container, used in place: little-endian u32,
+   64-byte aligned, specified in tools/FORMAT.md, validated completely by
+   qs_tok_bind. */
+
+#define QS_TOK_MAGIC 0x4B4F5451u         /* "QTOK" */
+#define QS_TOK_MAX_TOKENS (1u << 20)
+#define QS_TOK_MAX_MERGES (1u << 21)
+#define QS_TOK_MAX_ADDED (1u << 16)
+#define QS_TOK_MAX_TEXT (1u << 28)       /* bytes of all tokens together */
+#define QS_TOK_MAX_TOKEN 1024u           /* bytes of one token */
+#define QS_TOK_MAX_CHAIN 64u             /* merges that share a bucket */
+#define QS_TOK_NONE UINT32_MAX
+
+/* Header of the blob.  Every offset follows from the counts and is checked so. */
+typedef struct qs_tok_header {
+    uint32_t magic, version, pipeline, n_tokens;
+    uint32_t n_merges, n_added, n_buckets, text_bytes;
+    uint32_t off_byte_id, off_text_off, off_text, off_merges;
+    uint32_t off_buckets, off_added, total_size, zero;
+} qs_tok_header;
+
+/* A merge; its index is its rank.  next: the next rank in the same bucket. */
+typedef struct qs_tok_merge { uint32_t left, right, result, next; } qs_tok_merge;
+
+typedef struct qs_tok_added { uint32_t id, flags; } qs_tok_added;   /* bit 0: special */
+
+typedef struct qs_tok {
+    const uint8_t *blob;
+    size_t size;
+    uint32_t n_tokens, n_merges, n_added;
+    uint32_t bucket_mask;
+    const uint32_t *byte_id;             /* [256] */
+    const uint32_t *text_off;            /* [n_tokens + 1] */
+    const uint8_t *text;                 /* [text_off[n_tokens]] */
+    const qs_tok_merge *merges;          /* [n_merges], by rank */
+    const uint32_t *buckets;             /* [bucket_mask + 1]: lowest rank, or NONE */
+    const qs_tok_added *added;           /* [n_added], ascending by content */
+    uint32_t added_first[8];             /* 256 bits: a content starts with this byte */
+} qs_tok;
+
+/* Unicode tables, written by tools/gen_unicode.py from tokenizers 0.23.3:
+   classes as Unicode 16.0.0, NFC as Unicode 9.0 (940 pairs; 124 younger marks are
+   starters).  Do not edit. */
+
+/* runs of one class, (first << 2 | class): 1 letter, 2 number, 3 blank */
+static const uint32_t qs_uni_class[] = {
+    0, 39, 56, 131, 132, 194, 232, 261, 364, 389, 492, 535, 536, 643, 644, 681, 684,
+    714, 720, 725, 728, 742, 745, 748, 754, 764, 769, 860, 865, 988, 993, 2824, 2841,
+    2888, 2945, 2964, 2993, 2996, 3001, 3004, 3521, 3540, 3545, 3552, 3561, 3576, 3581,
+    3584, 3609, 3612, 3617, 3628, 3633, 3636, 3641, 3720, 3725, 4056, 4061, 4616, 4649,
+    5312, 5317, 5468, 5477, 5480, 5505, 5668, 5953, 6060, 6077, 6092, 6273, 6444, 6530,
+    6568, 6585, 6592, 6597, 6992, 6997, 7000, 7061, 7068, 7097, 7106, 7145, 7156, 7165,
+    7168, 7233, 7236, 7241, 7360, 7477, 7832, 7877, 7880, 7938, 7977, 8108, 8145, 8152,
+    8169, 8172, 8193, 8280, 8297, 8300, 8337, 8340, 8353, 8356, 8449, 8548, 8577, 8620,
+    8641, 8736, 8741, 8764, 8833, 9000, 9233, 9448, 9461, 9464, 9537, 9540, 9569, 9608,
+    9626, 9664, 9669, 9732, 9749, 9780, 9789, 9796, 9805, 9892, 9897, 9924, 9929, 9932,
+    9945, 9960, 9973, 9976, 10041, 10044, 10097, 10104, 10109, 10120, 10138, 10177,
+    10184, 10194, 10216, 10225, 10228, 10261, 10284, 10301, 10308, 10317, 10404, 10409,
+    10436, 10441, 10448, 10453, 10460, 10465, 10472, 10597, 10612, 10617, 10620, 10650,
+    10688, 10697, 10708, 10773, 10808, 10813, 10824, 10829, 10916, 10921, 10948, 10953,
+    10960, 10965, 10984, 10997, 11000, 11073, 11076, 11137, 11144, 11162, 11200, 11237,
+    11240, 11285, 11316, 11325, 11332, 11341, 11428, 11433, 11460, 11465, 11472, 11477,
+    11496, 11509, 11512, 11633, 11640, 11645, 11656, 11674, 11712, 11717, 11722, 11744,
+    11789, 11792, 11797, 11820, 11833, 11844, 11849, 11864, 11877, 11884, 11889, 11892,
+    11897, 11904, 11917, 11924, 11937, 11948, 11961, 12008, 12097, 12100, 12186, 12236,
+    12309, 12340, 12345, 12356, 12361, 12452, 12457, 12520, 12533, 12536, 12641, 12652,
+    12661, 12664, 12673, 12680, 12698, 12736, 12770, 12796, 12801, 12804, 12821, 12852,
+    12857, 12868, 12873, 12964, 12969, 13008, 13013, 13032, 13045, 13048, 13173, 13180,
+    13185, 13192, 13210, 13248, 13253, 13260, 13329, 13364, 13369, 13380, 13385, 13548,
+    13557, 13560, 13625, 13628, 13649, 13660, 13666, 13693, 13704, 13722, 13796, 13801,
+    13824, 13845, 13916, 13929, 14024, 14029, 14064, 14069, 14072, 14081, 14108, 14234,
+    14272, 14341, 14532, 14537, 14544, 14593, 14620, 14658, 14696, 14853, 14860, 14865,
+    14868, 14873, 14892, 14897, 14992, 14997, 15000, 15005, 15044, 15049, 15056, 15093,
+    15096, 15105, 15124, 15129, 15132, 15170, 15208, 15217, 15232, 15361, 15364, 15490,
+    15568, 15617, 15648, 15653, 15796, 15905, 15924, 16385, 16556, 16637, 16642, 16680,
+    16705, 16728, 16745, 16760, 16773, 16776, 16789, 16796, 16825, 16836, 16853, 16904,
+    16953, 16956, 16962, 17000, 17025, 17176, 17181, 17184, 17205, 17208, 17217, 17388,
+    17393, 18724, 18729, 18744, 18753, 18780, 18785, 18788, 18793, 18808, 18817, 18980,
+    18985, 19000, 19009, 19140, 19145, 19160, 19169, 19196, 19201, 19204, 19209, 19224,
+    19233, 19292, 19297, 19524, 19529, 19544, 19553, 19820, 19878, 19956, 19969, 20032,
+    20097, 20440, 20449, 20472, 20485, 22964, 22973, 23043, 23045, 23148, 23169, 23468,
+    23482, 23493, 23524, 23553, 23624, 23677, 23752, 23809, 23880, 23937, 23988, 23993,
+    24004, 24065, 24272, 24413, 24416, 24433, 24436, 24450, 24488, 24514, 24552, 24642,
+    24680, 24705, 25060, 25089, 25108, 25117, 25252, 25257, 25260, 25281, 25560, 25601,
+    25724, 25882, 25921, 26040, 26049, 26068, 26113, 26288, 26305, 26408, 26434, 26476,
+    26625, 26716, 26753, 26964, 27138, 27176, 27202, 27240, 27293, 27296, 27669, 27856,
+    27925, 27956, 27970, 28008, 28173, 28292, 28345, 28354, 28393, 28568, 28673, 28816,
+    28930, 28968, 28981, 28994, 29033, 29176, 29185, 29228, 29249, 29420, 29429, 29440,
+    29605, 29620, 29625, 29648, 29653, 29660, 29673, 29676, 29697, 30464, 30721, 31832,
+    31841, 31864, 31873, 32024, 32033, 32056, 32065, 32096, 32101, 32104, 32109, 32112,
+    32117, 32120, 32125, 32248, 32257, 32468, 32473, 32500, 32505, 32508, 32521, 32532,
+    32537, 32564, 32577, 32592, 32601, 32624, 32641, 32692, 32713, 32724, 32729, 32756,
+    32771, 32812, 32931, 32936, 32959, 32960, 33151, 33152, 33218, 33221, 33224, 33234,
+    33256, 33277, 33282, 33320, 33345, 33396, 33801, 33804, 33821, 33824, 33833, 33872,
+    33877, 33880, 33893, 33912, 33937, 33940, 33945, 33948, 33953, 33956, 33961, 33976,
+    33981, 34024, 34033, 34048, 34069, 34088, 34105, 34108, 34114, 34317, 34326, 34344,
+    37250, 37488, 37802, 37888, 40410, 40528, 45057, 45972, 45997, 46012, 46025, 46032,
+    46070, 46072, 46081, 46232, 46237, 46240, 46261, 46264, 46273, 46496, 46525, 46528,
+    46593, 46684, 46721, 46748, 46753, 46780, 46785, 46812, 46817, 46844, 46849, 46876,
+    46881, 46908, 46913, 46940, 46945, 46972, 47293, 47296, 49155, 49156, 49173, 49182,
+    49184, 49286, 49320, 49349, 49368, 49378, 49389, 49396, 49413, 49756, 49781, 49792,
+    49797, 50156, 50161, 50176, 50197, 50368, 50373, 50748, 50762, 50776, 50817, 50944,
+    51137, 51200, 51330, 51368, 51490, 51520, 51526, 51584, 51714, 51752, 51910, 51968,
+    53249, 79616, 79873, 168500, 168769, 168952, 168961, 170036, 170049, 170114, 170153,
+    170160, 170241, 170428, 170493, 170616, 170625, 170906, 170944, 171101, 171136,
+    171145, 171556, 171565, 171832, 171841, 171848, 171853, 171856, 171861, 171892,
+    171977, 172040, 172045, 172056, 172061, 172076, 172081, 172172, 172226, 172248,
+    172289, 172496, 172553, 172752, 172866, 172904, 173001, 173024, 173037, 173040,
+    173045, 173052, 173058, 173097, 173208, 173249, 173340, 173441, 173556, 173585,
+    173772, 173885, 173890, 173928, 173953, 173972, 173977, 174018, 174057, 174076,
+    174081, 174244, 174337, 174348, 174353, 174384, 174402, 174440, 174465, 174556,
+    174569, 174572, 174585, 174784, 174789, 174792, 174805, 174812, 174821, 174840,
+    174849, 174852, 174857, 174860, 174957, 174968, 174977, 175020, 175049, 175060,
+    175109, 175132, 175141, 175164, 175173, 175196, 175233, 175260, 175265, 175292,
+    175297, 175468, 175473, 175528, 175553, 176012, 176066, 176104, 176129, 220816,
+    220865, 220956, 220973, 221168, 254977, 256440, 256449, 256872, 257025, 257052,
+    257101, 257120, 257141, 257144, 257149, 257188, 257193, 257244, 257249, 257268,
+    257273, 257276, 257281, 257288, 257293, 257300, 257305, 257736, 257869, 259320,
+    259393, 259648, 259657, 259872, 260033, 260080, 260545, 260564, 260569, 261108,
+    261186, 261224, 261253, 261356, 261381, 261484, 261529, 261884, 261897, 261920,
+    261929, 261952, 261961, 261984, 261993, 262004, 262145, 262192, 262197, 262300,
+    262305, 262380, 262385, 262392, 262397, 262456, 262465, 262520, 262657, 263148,
+    263198, 263376, 263426, 263652, 263722, 263728, 264705, 264820, 264833, 265028,
+    265094, 265200, 265217, 265346, 265360, 265397, 265478, 265481, 265514, 265516,
+    265537, 265688, 265729, 265848, 265857, 266000, 266017, 266048, 266054, 266072,
+    266241, 266872, 266882, 266920, 266945, 267088, 267105, 267248, 267265, 267424,
+    267457, 267664, 267713, 267756, 267761, 267820, 267825, 267852, 267857, 267864,
+    267869, 267912, 267917, 267976, 267981, 268008, 268013, 268020, 268033, 268240,
+    268289, 269532, 269569, 269656, 269697, 269728, 269825, 269848, 269853, 270020,
+    270025, 270060, 270337, 270360, 270369, 270372, 270377, 270552, 270557, 270564,
+    270577, 270580, 270589, 270680, 270690, 270721, 270812, 270822, 270849, 270972,
+    271006, 271040, 271233, 271308, 271313, 271320, 271342, 271361, 271450, 271472,
+    271489, 271592, 271873, 272096, 272114, 272121, 272130, 272192, 272202, 272385,
+    272388, 272449, 272464, 272469, 272480, 272485, 272600, 272642, 272676, 272769,
+    272886, 272892, 272897, 273014, 273024, 273153, 273184, 273189, 273300, 273326,
+    273344, 273409, 273624, 273665, 273752, 273762, 273793, 273868, 273890, 273921,
+    273992, 274086, 274112, 274433, 274724, 274945, 275148, 275201, 275404, 275434,
+    275457, 275600, 275650, 275688, 275714, 275753, 275864, 275901, 275992, 276866,
+    276988, 276993, 277160, 277185, 277192, 277257, 277268, 277505, 277622, 277661,
+    277664, 277697, 277784, 277830, 277844, 277953, 278024, 278209, 278294, 278320,
+    278401, 278492, 278541, 278752, 278858, 278976, 278981, 278988, 278997, 279000,
+    279053, 279232, 279361, 279460, 279490, 279528, 279565, 279708, 279770, 279808,
+    279825, 279828, 279837, 279840, 279873, 280012, 280025, 280028, 280077, 280268,
+    280325, 280340, 280386, 280425, 280428, 280433, 280436, 280454, 280532, 280577,
+    280648, 280653, 280752, 280829, 280836, 281089, 281116, 281121, 281124, 281129,
+    281144, 281149, 281208, 281213, 281252, 281281, 281468, 281538, 281576, 281621,
+    281652, 281661, 281668, 281677, 281764, 281769, 281796, 281801, 281808, 281813,
+    281832, 281845, 281848, 281921, 281924, 281973, 281992, 282113, 282152, 282157,
+    282160, 282169, 282172, 282177, 282328, 282333, 282336, 282437, 282440, 282445,
+    282448, 282625, 282836, 282909, 282924, 282946, 282984, 283005, 283016, 283137,
+    283328, 283409, 283416, 283421, 283424, 283458, 283496, 284161, 284348, 284513,
+    284528, 284673, 284864, 284945, 284948, 284994, 285032, 285185, 285356, 285409,
+    285412, 285442, 285480, 285506, 285584, 285697, 285804, 285890, 285936, 285953,
+    285980, 286721, 286896, 287361, 287618, 287692, 287741, 287772, 287781, 287784,
+    287793, 287824, 287829, 287836, 287841, 287936, 287997, 288000, 288005, 288008,
+    288066, 288104, 288385, 288416, 288425, 288580, 288645, 288648, 288653, 288656,
+    288769, 288772, 288813, 288972, 289001, 289004, 289089, 289092, 289137, 289320,
+    289397, 289400, 289473, 289764, 290561, 290692, 290754, 290792, 290817, 290852,
+    290857, 291004, 291073, 291076, 291138, 291252, 291273, 291392, 291841, 291868,
+    291873, 291880, 291885, 292036, 292121, 292124, 292162, 292200, 292225, 292248,
+    292253, 292260, 292265, 292392, 292449, 292452, 292482, 292520, 293761, 293836,
+    293897, 293900, 293905, 293956, 293961, 294096, 294210, 294248, 294593, 294596,
+    294658, 294740, 294913, 298600, 299010, 299452, 299521, 300304, 310849, 311236,
+    311297, 315584, 315653, 315676, 315777, 331756, 331777, 334108, 361473, 361592,
+    361666, 361704, 368641, 370916, 370945, 371068, 371074, 371112, 371137, 371452,
+    371458, 371496, 371521, 371640, 371713, 371904, 371969, 371984, 372034, 372072,
+    372078, 372104, 372109, 372192, 372213, 372288, 374017, 374196, 374210, 374248,
+    375041, 375298, 375388, 375809, 376108, 376129, 376132, 376397, 376448, 376705,
+    376712, 376717, 376720, 376833, 401376, 401409, 406360, 406525, 406564, 442305,
+    442320, 442325, 442352, 442357, 442364, 442369, 443532, 443593, 443596, 443713,
+    443724, 443733, 443736, 443793, 443808, 443841, 445424, 454657, 455084, 455105,
+    455156, 455169, 455204, 455233, 455272, 472002, 472040, 477954, 478032, 478082,
+    478160, 478594, 478692, 479233, 479572, 479577, 479860, 479865, 479872, 479881,
+    479884, 479893, 479900, 479909, 479924, 479929, 479976, 479981, 479984, 479989,
+    480016, 480021, 480280, 480285, 480300, 480309, 480340, 480345, 480372, 480377,
+    480488, 480493, 480508, 480513, 480532, 480537, 480540, 480553, 480580, 480585,
+    481944, 481953, 482052, 482057, 482156, 482161, 482284, 482289, 482388, 482393,
+    482516, 482521, 482620, 482625, 482748, 482753, 482852, 482857, 482980, 482985,
+    483084, 483089, 483120, 483130, 483328, 490497, 490620, 490645, 490668, 491713,
+    491960, 492545, 492724, 492765, 492792, 492802, 492840, 492857, 492860, 494145,
+    494264, 494337, 494512, 494530, 494568, 496449, 496560, 496578, 496616, 497473,
+    497592, 497601, 497606, 497644, 499585, 499612, 499617, 499632, 499637, 499644,
+    499649, 499708, 499713, 500500, 500510, 500544, 500737, 501008, 501037, 501040,
+    501058, 501096, 504262, 504496, 504502, 504512, 504518, 504532, 504838, 505016,
+    505022, 505080, 505857, 505872, 505877, 505984, 505989, 505996, 506001, 506004,
+    506013, 506016, 506021, 506060, 506065, 506080, 506085, 506088, 506093, 506096,
+    506121, 506124, 506141, 506144, 506149, 506152, 506157, 506160, 506165, 506176,
+    506181, 506188, 506193, 506196, 506205, 506208, 506213, 506216, 506221, 506224,
+    506229, 506232, 506237, 506240, 506245, 506252, 506257, 506260, 506269, 506284,
+    506289, 506316, 506321, 506336, 506341, 506356, 506361, 506364, 506369, 506408,
+    506413, 506480, 506501, 506512, 506517, 506536, 506541, 506608, 508930, 508980,
+    520130, 520168, 524289, 695168, 695297, 711912, 711937, 712824, 712833, 735880,
+    735937, 765828, 765889, 768376, 778241, 780408, 786433, 806188, 806209, 822976,
+};
+
+/* runs, (first << 9 | not NFC_QC=Yes << 8 | combining class) */
+static const uint32_t qs_uni_norm[] = {
+    0, 393702, 396006, 396774, 400102, 401382, 401638, 402406, 402662, 403430, 404200,
+    404700, 406760, 407512, 407772, 410314, 411612, 413642, 414428, 416732, 417500,
+    418268, 419036, 419841, 422145, 422620, 424678, 426240, 427494, 427776, 429040,
+    429286, 429788, 431334, 432860, 433664, 434406, 435932, 437990, 438504, 439004,
+    440038, 440553, 441066, 442089, 442602, 443625, 444134, 450560, 452864, 453120,
+    457984, 458240, 462592, 462848, 591590, 593920, 729820, 730342, 732380, 732902,
+    734430, 734940, 735462, 738524, 741606, 742620, 743142, 744158, 744676, 745190,
+    745482, 745995, 746508, 747021, 747534, 748047, 748560, 749073, 749586, 750099,
+    751124, 751637, 752150, 752640, 753175, 753664, 754200, 754713, 755200, 755942,
+    756444, 756736, 757266, 757760, 794854, 798750, 799263, 799776, 800256, 824859,
+    825372, 825885, 826398, 826911, 827424, 827937, 828450, 829414, 830428, 830684,
+    831206, 833756, 834278, 835292, 835584, 843811, 844288, 896230, 899584, 900838,
+    902876, 903398, 903680, 904934, 905728, 906460, 906982, 907996, 908288, 926244,
+    926720, 942310, 942812, 943334, 944348, 944870, 945884, 947430, 947932, 948966,
+    949468, 949990, 951516, 952038, 952540, 953062, 953564, 954086, 954588, 955110,
+    955904, 1038054, 1041628, 1042150, 1042432, 1060070, 1061888, 1062630, 1067008,
+    1067750, 1069056, 1069798, 1072128, 1094364, 1095680, 1157350, 1164288, 1165020,
+    1165542, 1166556, 1167078, 1168092, 1168614, 1170140, 1171483, 1171996, 1172509,
+    1173222, 1174748, 1175270, 1176284, 1177318, 1179648, 1210631, 1210880, 1219081,
+    1219584, 1221350, 1221852, 1222374, 1223168, 1224960, 1228800, 1275911, 1276416,
+    1277184, 1277440, 1284617, 1285120, 1289984, 1290240, 1292544, 1293312, 1294080,
+    1294336, 1337088, 1337344, 1338624, 1338880, 1341447, 1341952, 1350153, 1350656,
+    1356544, 1357824, 1359104, 1359360, 1406983, 1407488, 1415689, 1416192, 1472519,
+    1473024, 1473792, 1474048, 1481225, 1481728, 1486080, 1486848, 1489152, 1489920,
+    1539328, 1539584, 1546761, 1547264, 1552128, 1552384, 1612297, 1612800, 1616468,
+    1617243, 1617408, 1669127, 1669632, 1672448, 1672704, 1677833, 1678336, 1682176,
+    1682944, 1735936, 1736192, 1743369, 1743872, 1748736, 1748992, 1807625, 1807872,
+    1810176, 1810432, 1818368, 1818624, 1863783, 1864713, 1865216, 1871979, 1873920,
+    1929334, 1930240, 1937530, 1939456, 1978588, 1979392, 1993436, 1993728, 1994460,
+    1994752, 1995480, 1995776, 2000640, 2000896, 2005760, 2006016, 2008320, 2008576,
+    2010880, 2011136, 2013440, 2013696, 2020096, 2020352, 2024065, 2024578, 2025216,
+    2025604, 2026240, 2027008, 2027776, 2028032, 2028674, 2030592, 2031746, 2032384,
+    2032870, 2033673, 2034176, 2034918, 2035712, 2041600, 2041856, 2046720, 2046976,
+    2049280, 2049536, 2051840, 2052096, 2054400, 2054656, 2061056, 2061312, 2067676,
+    2067968, 2120960, 2121216, 2125319, 2125824, 2126345, 2127360, 2169564, 2169856,
+    2278144, 2288640, 2314496, 2328064, 2538214, 2539520, 3024905, 3025408, 3041289,
+    3041792, 3122185, 3122688, 3128038, 3128320, 3232484, 3232768, 3306206, 3306726,
+    3307228, 3307520, 3419878, 3420380, 3420672, 3457033, 3457536, 3468006, 3471872,
+    3473116, 3473408, 3498214, 3500764, 3503846, 3504860, 3505152, 3565575, 3566336,
+    3566592, 3573769, 3574272, 3593958, 3594460, 3594982, 3598336, 3625993, 3627008,
+    3656711, 3657216, 3662857, 3663872, 3698183, 3698688, 3776742, 3778048, 3778561,
+    3779292, 3781862, 3782876, 3784934, 3785216, 3785729, 3789312, 3791580, 3791872,
+    3795174, 3795456, 3797222, 3798016, 3899622, 3900636, 3901158, 3904732, 3905254,
+    3906282, 3906774, 3907292, 3907786, 3908326, 3927040, 3929830, 3930345, 3930844,
+    3931366, 3931868, 3932160, 4121344, 4121600, 4122368, 4122624, 4123392, 4123648,
+    4124416, 4124672, 4125440, 4125696, 4126464, 4126720, 4127488, 4127744, 4159232,
+    4159488, 4160768, 4161024, 4166400, 4166656, 4167424, 4167680, 4171520, 4171776,
+    4175616, 4175872, 4179712, 4179968, 4183808, 4184064, 4185344, 4186112, 4190976,
+    4191232, 4192000, 4192256, 4193024, 4193280, 4194560, 4195328, 4301030, 4301825,
+    4303078, 4304897, 4306662, 4307456, 4309734, 4310016, 4311553, 4312806, 4313308,
+    4313830, 4314113, 4315356, 4317414, 4317696, 4345088, 4345344, 4347136, 4347904,
+    4608768, 4609536, 5617920, 5618176, 5889766, 5891072, 5963273, 5963776, 6013158,
+    6029312, 6313178, 6313700, 6314216, 6314718, 6315232, 6316032, 6370056, 6370816,
+    21815014, 21815296, 21817574, 21822464, 21839078, 21839872, 21881062, 21881856,
+    22023177, 22023680, 22120457, 22120960, 22135014, 22144000, 22173404, 22174720,
+    22193673, 22194176, 22242823, 22243328, 22249481, 22249984, 22372582, 22372864,
+    22373606, 22374620, 22374912, 22376166, 22376960, 22379750, 22380544, 22381286,
+    22381568, 22408201, 22408704, 22534665, 22535168, 32637184, 32775168, 32776448,
+    32776704, 32777472, 32777728, 32779008, 32783872, 32784640, 32784896, 32785664,
+    32785920, 32787200, 32787968, 32789760, 32824320, 32825600, 32879616, 32914176,
+    32914458, 32915200, 32915456, 32920832, 32927232, 32928000, 32930304, 32931072,
+    32931328, 32932096, 32932864, 32933632, 32934400, 32935168, 32939520, 33308902,
+    33312476, 33316070, 33316864, 33815260, 33815552, 33931484, 33931776, 34008294,
+    34010624, 34872028, 34872320, 34873062, 34873344, 34894054, 34894337, 34895068,
+    34895360, 34897417, 34897920, 34982630, 34983132, 34983424, 35687433, 35687936,
+    35716617, 35717120, 35746313, 35747079, 35747328, 35782886, 35784192, 35802880,
+    35803136, 35808777, 35809792, 35841543, 35842048, 35880969, 35881472, 35886087,
+    35886592, 35940873, 35941383, 35941888, 36033031, 36033545, 36034048, 36075527,
+    36076032, 36076800, 36077056, 36084233, 36084736, 36089600, 36089856, 36097254,
+    36100608, 36102374, 36104704, 36209673, 36210176, 36211719, 36212224, 36266240,
+    36266496, 36271360, 36271616, 36272896, 36273152, 36275209, 36275719, 36276224,
+    36396800, 36397056, 36404745, 36405255, 36405760, 36470281, 36470784, 36531209,
+    36531719, 36532224, 36591113, 36591616, 37256713, 37257216, 47570945, 47573504,
+    47603942, 47607296, 58276865, 58277376, 60996864, 61000408, 61001217, 61002752,
+    61004514, 61005016, 61007360, 61011676, 61015552, 61016806, 61019356, 61020160,
+    61035750, 61037568, 61044480, 61047296, 61113574, 61114880, 62914790, 62918144,
+    62918886, 62927360, 62928614, 62931968, 62932710, 62933504, 62934246, 62936576,
+    64069852, 64073216, 64129254, 64132103, 64132608, 99614976, 99892224,
+};
+
+/* primary composites, ascending: composite, its first, its second */
+static const uint32_t qs_uni_comp[] = {
+    192, 65, 768, 193, 65, 769, 194, 65, 770, 195, 65, 771, 196, 65, 776, 197, 65, 778,
+    199, 67, 807, 200, 69, 768, 201, 69, 769, 202, 69, 770, 203, 69, 776, 204, 73, 768,
+    205, 73, 769, 206, 73, 770, 207, 73, 776, 209, 78, 771, 210, 79, 768, 211, 79, 769,
+    212, 79, 770, 213, 79, 771, 214, 79, 776, 217, 85, 768, 218, 85, 769, 219, 85, 770,
+    220, 85, 776, 221, 89, 769, 224, 97, 768, 225, 97, 769, 226, 97, 770, 227, 97, 771,
+    228, 97, 776, 229, 97, 778, 231, 99, 807, 232, 101, 768, 233, 101, 769, 234, 101,
+    770, 235, 101, 776, 236, 105, 768, 237, 105, 769, 238, 105, 770, 239, 105, 776, 241,
+    110, 771, 242, 111, 768, 243, 111, 769, 244, 111, 770, 245, 111, 771, 246, 111, 776,
+    249, 117, 768, 250, 117, 769, 251, 117, 770, 252, 117, 776, 253, 121, 769, 255, 121,
+    776, 256, 65, 772, 257, 97, 772, 258, 65, 774, 259, 97, 774, 260, 65, 808, 261, 97,
+    808, 262, 67, 769, 263, 99, 769, 264, 67, 770, 265, 99, 770, 266, 67, 775, 267, 99,
+    775, 268, 67, 780, 269, 99, 780, 270, 68, 780, 271, 100, 780, 274, 69, 772, 275,
+    101, 772, 276, 69, 774, 277, 101, 774, 278, 69, 775, 279, 101, 775, 280, 69, 808,
+    281, 101, 808, 282, 69, 780, 283, 101, 780, 284, 71, 770, 285, 103, 770, 286, 71,
+    774, 287, 103, 774, 288, 71, 775, 289, 103, 775, 290, 71, 807, 291, 103, 807, 292,
+    72, 770, 293, 104, 770, 296, 73, 771, 297, 105, 771, 298, 73, 772, 299, 105, 772,
+    300, 73, 774, 301, 105, 774, 302, 73, 808, 303, 105, 808, 304, 73, 775, 308, 74,
+    770, 309, 106, 770, 310, 75, 807, 311, 107, 807, 313, 76, 769, 314, 108, 769, 315,
+    76, 807, 316, 108, 807, 317, 76, 780, 318, 108, 780, 323, 78, 769, 324, 110, 769,
+    325, 78, 807, 326, 110, 807, 327, 78, 780, 328, 110, 780, 332, 79, 772, 333, 111,
+    772, 334, 79, 774, 335, 111, 774, 336, 79, 779, 337, 111, 779, 340, 82, 769, 341,
+    114, 769, 342, 82, 807, 343, 114, 807, 344, 82, 780, 345, 114, 780, 346, 83, 769,
+    347, 115, 769, 348, 83, 770, 349, 115, 770, 350, 83, 807, 351, 115, 807, 352, 83,
+    780, 353, 115, 780, 354, 84, 807, 355, 116, 807, 356, 84, 780, 357, 116, 780, 360,
+    85, 771, 361, 117, 771, 362, 85, 772, 363, 117, 772, 364, 85, 774, 365, 117, 774,
+    366, 85, 778, 367, 117, 778, 368, 85, 779, 369, 117, 779, 370, 85, 808, 371, 117,
+    808, 372, 87, 770, 373, 119, 770, 374, 89, 770, 375, 121, 770, 376, 89, 776, 377,
+    90, 769, 378, 122, 769, 379, 90, 775, 380, 122, 775, 381, 90, 780, 382, 122, 780,
+    416, 79, 795, 417, 111, 795, 431, 85, 795, 432, 117, 795, 461, 65, 780, 462, 97,
+    780, 463, 73, 780, 464, 105, 780, 465, 79, 780, 466, 111, 780, 467, 85, 780, 468,
+    117, 780, 469, 220, 772, 470, 252, 772, 471, 220, 769, 472, 252, 769, 473, 220, 780,
+    474, 252, 780, 475, 220, 768, 476, 252, 768, 478, 196, 772, 479, 228, 772, 480, 550,
+    772, 481, 551, 772, 482, 198, 772, 483, 230, 772, 486, 71, 780, 487, 103, 780, 488,
+    75, 780, 489, 107, 780, 490, 79, 808, 491, 111, 808, 492, 490, 772, 493, 491, 772,
+    494, 439, 780, 495, 658, 780, 496, 106, 780, 500, 71, 769, 501, 103, 769, 504, 78,
+    768, 505, 110, 768, 506, 197, 769, 507, 229, 769, 508, 198, 769, 509, 230, 769, 510,
+    216, 769, 511, 248, 769, 512, 65, 783, 513, 97, 783, 514, 65, 785, 515, 97, 785,
+    516, 69, 783, 517, 101, 783, 518, 69, 785, 519, 101, 785, 520, 73, 783, 521, 105,
+    783, 522, 73, 785, 523, 105, 785, 524, 79, 783, 525, 111, 783, 526, 79, 785, 527,
+    111, 785, 528, 82, 783, 529, 114, 783, 530, 82, 785, 531, 114, 785, 532, 85, 783,
+    533, 117, 783, 534, 85, 785, 535, 117, 785, 536, 83, 806, 537, 115, 806, 538, 84,
+    806, 539, 116, 806, 542, 72, 780, 543, 104, 780, 550, 65, 775, 551, 97, 775, 552,
+    69, 807, 553, 101, 807, 554, 214, 772, 555, 246, 772, 556, 213, 772, 557, 245, 772,
+    558, 79, 775, 559, 111, 775, 560, 558, 772, 561, 559, 772, 562, 89, 772, 563, 121,
+    772, 901, 168, 769, 902, 913, 769, 904, 917, 769, 905, 919, 769, 906, 921, 769, 908,
+    927, 769, 910, 933, 769, 911, 937, 769, 912, 970, 769, 938, 921, 776, 939, 933, 776,
+    940, 945, 769, 941, 949, 769, 942, 951, 769, 943, 953, 769, 944, 971, 769, 970, 953,
+    776, 971, 965, 776, 972, 959, 769, 973, 965, 769, 974, 969, 769, 979, 978, 769, 980,
+    978, 776, 1024, 1045, 768, 1025, 1045, 776, 1027, 1043, 769, 1031, 1030, 776, 1036,
+    1050, 769, 1037, 1048, 768, 1038, 1059, 774, 1049, 1048, 774, 1081, 1080, 774, 1104,
+    1077, 768, 1105, 1077, 776, 1107, 1075, 769, 1111, 1110, 776, 1116, 1082, 769, 1117,
+    1080, 768, 1118, 1091, 774, 1142, 1140, 783, 1143, 1141, 783, 1217, 1046, 774, 1218,
+    1078, 774, 1232, 1040, 774, 1233, 1072, 774, 1234, 1040, 776, 1235, 1072, 776, 1238,
+    1045, 774, 1239, 1077, 774, 1242, 1240, 776, 1243, 1241, 776, 1244, 1046, 776, 1245,
+    1078, 776, 1246, 1047, 776, 1247, 1079, 776, 1250, 1048, 772, 1251, 1080, 772, 1252,
+    1048, 776, 1253, 1080, 776, 1254, 1054, 776, 1255, 1086, 776, 1258, 1256, 776, 1259,
+    1257, 776, 1260, 1069, 776, 1261, 1101, 776, 1262, 1059, 772, 1263, 1091, 772, 1264,
+    1059, 776, 1265, 1091, 776, 1266, 1059, 779, 1267, 1091, 779, 1268, 1063, 776, 1269,
+    1095, 776, 1272, 1067, 776, 1273, 1099, 776, 1570, 1575, 1619, 1571, 1575, 1620,
+    1572, 1608, 1620, 1573, 1575, 1621, 1574, 1610, 1620, 1728, 1749, 1620, 1730, 1729,
+    1620, 1747, 1746, 1620, 2345, 2344, 2364, 2353, 2352, 2364, 2356, 2355, 2364, 2507,
+    2503, 2494, 2508, 2503, 2519, 2888, 2887, 2902, 2891, 2887, 2878, 2892, 2887, 2903,
+    2964, 2962, 3031, 3018, 3014, 3006, 3019, 3015, 3006, 3020, 3014, 3031, 3144, 3142,
+    3158, 3264, 3263, 3285, 3271, 3270, 3285, 3272, 3270, 3286, 3274, 3270, 3266, 3275,
+    3274, 3285, 3402, 3398, 3390, 3403, 3399, 3390, 3404, 3398, 3415, 3546, 3545, 3530,
+    3548, 3545, 3535, 3549, 3548, 3530, 3550, 3545, 3551, 4134, 4133, 4142, 6918, 6917,
+    6965, 6920, 6919, 6965, 6922, 6921, 6965, 6924, 6923, 6965, 6926, 6925, 6965, 6930,
+    6929, 6965, 6971, 6970, 6965, 6973, 6972, 6965, 6976, 6974, 6965, 6977, 6975, 6965,
+    6979, 6978, 6965, 7680, 65, 805, 7681, 97, 805, 7682, 66, 775, 7683, 98, 775, 7684,
+    66, 803, 7685, 98, 803, 7686, 66, 817, 7687, 98, 817, 7688, 199, 769, 7689, 231,
+    769, 7690, 68, 775, 7691, 100, 775, 7692, 68, 803, 7693, 100, 803, 7694, 68, 817,
+    7695, 100, 817, 7696, 68, 807, 7697, 100, 807, 7698, 68, 813, 7699, 100, 813, 7700,
+    274, 768, 7701, 275, 768, 7702, 274, 769, 7703, 275, 769, 7704, 69, 813, 7705, 101,
+    813, 7706, 69, 816, 7707, 101, 816, 7708, 552, 774, 7709, 553, 774, 7710, 70, 775,
+    7711, 102, 775, 7712, 71, 772, 7713, 103, 772, 7714, 72, 775, 7715, 104, 775, 7716,
+    72, 803, 7717, 104, 803, 7718, 72, 776, 7719, 104, 776, 7720, 72, 807, 7721, 104,
+    807, 7722, 72, 814, 7723, 104, 814, 7724, 73, 816, 7725, 105, 816, 7726, 207, 769,
+    7727, 239, 769, 7728, 75, 769, 7729, 107, 769, 7730, 75, 803, 7731, 107, 803, 7732,
+    75, 817, 7733, 107, 817, 7734, 76, 803, 7735, 108, 803, 7736, 7734, 772, 7737, 7735,
+    772, 7738, 76, 817, 7739, 108, 817, 7740, 76, 813, 7741, 108, 813, 7742, 77, 769,
+    7743, 109, 769, 7744, 77, 775, 7745, 109, 775, 7746, 77, 803, 7747, 109, 803, 7748,
+    78, 775, 7749, 110, 775, 7750, 78, 803, 7751, 110, 803, 7752, 78, 817, 7753, 110,
+    817, 7754, 78, 813, 7755, 110, 813, 7756, 213, 769, 7757, 245, 769, 7758, 213, 776,
+    7759, 245, 776, 7760, 332, 768, 7761, 333, 768, 7762, 332, 769, 7763, 333, 769,
+    7764, 80, 769, 7765, 112, 769, 7766, 80, 775, 7767, 112, 775, 7768, 82, 775, 7769,
+    114, 775, 7770, 82, 803, 7771, 114, 803, 7772, 7770, 772, 7773, 7771, 772, 7774, 82,
+    817, 7775, 114, 817, 7776, 83, 775, 7777, 115, 775, 7778, 83, 803, 7779, 115, 803,
+    7780, 346, 775, 7781, 347, 775, 7782, 352, 775, 7783, 353, 775, 7784, 7778, 775,
+    7785, 7779, 775, 7786, 84, 775, 7787, 116, 775, 7788, 84, 803, 7789, 116, 803, 7790,
+    84, 817, 7791, 116, 817, 7792, 84, 813, 7793, 116, 813, 7794, 85, 804, 7795, 117,
+    804, 7796, 85, 816, 7797, 117, 816, 7798, 85, 813, 7799, 117, 813, 7800, 360, 769,
+    7801, 361, 769, 7802, 362, 776, 7803, 363, 776, 7804, 86, 771, 7805, 118, 771, 7806,
+    86, 803, 7807, 118, 803, 7808, 87, 768, 7809, 119, 768, 7810, 87, 769, 7811, 119,
+    769, 7812, 87, 776, 7813, 119, 776, 7814, 87, 775, 7815, 119, 775, 7816, 87, 803,
+    7817, 119, 803, 7818, 88, 775, 7819, 120, 775, 7820, 88, 776, 7821, 120, 776, 7822,
+    89, 775, 7823, 121, 775, 7824, 90, 770, 7825, 122, 770, 7826, 90, 803, 7827, 122,
+    803, 7828, 90, 817, 7829, 122, 817, 7830, 104, 817, 7831, 116, 776, 7832, 119, 778,
+    7833, 121, 778, 7835, 383, 775, 7840, 65, 803, 7841, 97, 803, 7842, 65, 777, 7843,
+    97, 777, 7844, 194, 769, 7845, 226, 769, 7846, 194, 768, 7847, 226, 768, 7848, 194,
+    777, 7849, 226, 777, 7850, 194, 771, 7851, 226, 771, 7852, 7840, 770, 7853, 7841,
+    770, 7854, 258, 769, 7855, 259, 769, 7856, 258, 768, 7857, 259, 768, 7858, 258, 777,
+    7859, 259, 777, 7860, 258, 771, 7861, 259, 771, 7862, 7840, 774, 7863, 7841, 774,
+    7864, 69, 803, 7865, 101, 803, 7866, 69, 777, 7867, 101, 777, 7868, 69, 771, 7869,
+    101, 771, 7870, 202, 769, 7871, 234, 769, 7872, 202, 768, 7873, 234, 768, 7874, 202,
+    777, 7875, 234, 777, 7876, 202, 771, 7877, 234, 771, 7878, 7864, 770, 7879, 7865,
+    770, 7880, 73, 777, 7881, 105, 777, 7882, 73, 803, 7883, 105, 803, 7884, 79, 803,
+    7885, 111, 803, 7886, 79, 777, 7887, 111, 777, 7888, 212, 769, 7889, 244, 769, 7890,
+    212, 768, 7891, 244, 768, 7892, 212, 777, 7893, 244, 777, 7894, 212, 771, 7895, 244,
+    771, 7896, 7884, 770, 7897, 7885, 770, 7898, 416, 769, 7899, 417, 769, 7900, 416,
+    768, 7901, 417, 768, 7902, 416, 777, 7903, 417, 777, 7904, 416, 771, 7905, 417, 771,
+    7906, 416, 803, 7907, 417, 803, 7908, 85, 803, 7909, 117, 803, 7910, 85, 777, 7911,
+    117, 777, 7912, 431, 769, 7913, 432, 769, 7914, 431, 768, 7915, 432, 768, 7916, 431,
+    777, 7917, 432, 777, 7918, 431, 771, 7919, 432, 771, 7920, 431, 803, 7921, 432, 803,
+    7922, 89, 768, 7923, 121, 768, 7924, 89, 803, 7925, 121, 803, 7926, 89, 777, 7927,
+    121, 777, 7928, 89, 771, 7929, 121, 771, 7936, 945, 787, 7937, 945, 788, 7938, 7936,
+    768, 7939, 7937, 768, 7940, 7936, 769, 7941, 7937, 769, 7942, 7936, 834, 7943, 7937,
+    834, 7944, 913, 787, 7945, 913, 788, 7946, 7944, 768, 7947, 7945, 768, 7948, 7944,
+    769, 7949, 7945, 769, 7950, 7944, 834, 7951, 7945, 834, 7952, 949, 787, 7953, 949,
+    788, 7954, 7952, 768, 7955, 7953, 768, 7956, 7952, 769, 7957, 7953, 769, 7960, 917,
+    787, 7961, 917, 788, 7962, 7960, 768, 7963, 7961, 768, 7964, 7960, 769, 7965, 7961,
+    769, 7968, 951, 787, 7969, 951, 788, 7970, 7968, 768, 7971, 7969, 768, 7972, 7968,
+    769, 7973, 7969, 769, 7974, 7968, 834, 7975, 7969, 834, 7976, 919, 787, 7977, 919,
+    788, 7978, 7976, 768, 7979, 7977, 768, 7980, 7976, 769, 7981, 7977, 769, 7982, 7976,
+    834, 7983, 7977, 834, 7984, 953, 787, 7985, 953, 788, 7986, 7984, 768, 7987, 7985,
+    768, 7988, 7984, 769, 7989, 7985, 769, 7990, 7984, 834, 7991, 7985, 834, 7992, 921,
+    787, 7993, 921, 788, 7994, 7992, 768, 7995, 7993, 768, 7996, 7992, 769, 7997, 7993,
+    769, 7998, 7992, 834, 7999, 7993, 834, 8000, 959, 787, 8001, 959, 788, 8002, 8000,
+    768, 8003, 8001, 768, 8004, 8000, 769, 8005, 8001, 769, 8008, 927, 787, 8009, 927,
+    788, 8010, 8008, 768, 8011, 8009, 768, 8012, 8008, 769, 8013, 8009, 769, 8016, 965,
+    787, 8017, 965, 788, 8018, 8016, 768, 8019, 8017, 768, 8020, 8016, 769, 8021, 8017,
+    769, 8022, 8016, 834, 8023, 8017, 834, 8025, 933, 788, 8027, 8025, 768, 8029, 8025,
+    769, 8031, 8025, 834, 8032, 969, 787, 8033, 969, 788, 8034, 8032, 768, 8035, 8033,
+    768, 8036, 8032, 769, 8037, 8033, 769, 8038, 8032, 834, 8039, 8033, 834, 8040, 937,
+    787, 8041, 937, 788, 8042, 8040, 768, 8043, 8041, 768, 8044, 8040, 769, 8045, 8041,
+    769, 8046, 8040, 834, 8047, 8041, 834, 8048, 945, 768, 8050, 949, 768, 8052, 951,
+    768, 8054, 953, 768, 8056, 959, 768, 8058, 965, 768, 8060, 969, 768, 8064, 7936,
+    837, 8065, 7937, 837, 8066, 7938, 837, 8067, 7939, 837, 8068, 7940, 837, 8069, 7941,
+    837, 8070, 7942, 837, 8071, 7943, 837, 8072, 7944, 837, 8073, 7945, 837, 8074, 7946,
+    837, 8075, 7947, 837, 8076, 7948, 837, 8077, 7949, 837, 8078, 7950, 837, 8079, 7951,
+    837, 8080, 7968, 837, 8081, 7969, 837, 8082, 7970, 837, 8083, 7971, 837, 8084, 7972,
+    837, 8085, 7973, 837, 8086, 7974, 837, 8087, 7975, 837, 8088, 7976, 837, 8089, 7977,
+    837, 8090, 7978, 837, 8091, 7979, 837, 8092, 7980, 837, 8093, 7981, 837, 8094, 7982,
+    837, 8095, 7983, 837, 8096, 8032, 837, 8097, 8033, 837, 8098, 8034, 837, 8099, 8035,
+    837, 8100, 8036, 837, 8101, 8037, 837, 8102, 8038, 837, 8103, 8039, 837, 8104, 8040,
+    837, 8105, 8041, 837, 8106, 8042, 837, 8107, 8043, 837, 8108, 8044, 837, 8109, 8045,
+    837, 8110, 8046, 837, 8111, 8047, 837, 8112, 945, 774, 8113, 945, 772, 8114, 8048,
+    837, 8115, 945, 837, 8116, 940, 837, 8118, 945, 834, 8119, 8118, 837, 8120, 913,
+    774, 8121, 913, 772, 8122, 913, 768, 8124, 913, 837, 8129, 168, 834, 8130, 8052,
+    837, 8131, 951, 837, 8132, 942, 837, 8134, 951, 834, 8135, 8134, 837, 8136, 917,
+    768, 8138, 919, 768, 8140, 919, 837, 8141, 8127, 768, 8142, 8127, 769, 8143, 8127,
+    834, 8144, 953, 774, 8145, 953, 772, 8146, 970, 768, 8150, 953, 834, 8151, 970, 834,
+    8152, 921, 774, 8153, 921, 772, 8154, 921, 768, 8157, 8190, 768, 8158, 8190, 769,
+    8159, 8190, 834, 8160, 965, 774, 8161, 965, 772, 8162, 971, 768, 8164, 961, 787,
+    8165, 961, 788, 8166, 965, 834, 8167, 971, 834, 8168, 933, 774, 8169, 933, 772,
+    8170, 933, 768, 8172, 929, 788, 8173, 168, 768, 8178, 8060, 837, 8179, 969, 837,
+    8180, 974, 837, 8182, 969, 834, 8183, 8182, 837, 8184, 927, 768, 8186, 937, 768,
+    8188, 937, 837, 8602, 8592, 824, 8603, 8594, 824, 8622, 8596, 824, 8653, 8656, 824,
+    8654, 8660, 824, 8655, 8658, 824, 8708, 8707, 824, 8713, 8712, 824, 8716, 8715, 824,
+    8740, 8739, 824, 8742, 8741, 824, 8769, 8764, 824, 8772, 8771, 824, 8775, 8773, 824,
+    8777, 8776, 824, 8800, 61, 824, 8802, 8801, 824, 8813, 8781, 824, 8814, 60, 824,
+    8815, 62, 824, 8816, 8804, 824, 8817, 8805, 824, 8820, 8818, 824, 8821, 8819, 824,
+    8824, 8822, 824, 8825, 8823, 824, 8832, 8826, 824, 8833, 8827, 824, 8836, 8834, 824,
+    8837, 8835, 824, 8840, 8838, 824, 8841, 8839, 824, 8876, 8866, 824, 8877, 8872, 824,
+    8878, 8873, 824, 8879, 8875, 824, 8928, 8828, 824, 8929, 8829, 824, 8930, 8849, 824,
+    8931, 8850, 824, 8938, 8882, 824, 8939, 8883, 824, 8940, 8884, 824, 8941, 8885, 824,
+    12364, 12363, 12441, 12366, 12365, 12441, 12368, 12367, 12441, 12370, 12369, 12441,
+    12372, 12371, 12441, 12374, 12373, 12441, 12376, 12375, 12441, 12378, 12377, 12441,
+    12380, 12379, 12441, 12382, 12381, 12441, 12384, 12383, 12441, 12386, 12385, 12441,
+    12389, 12388, 12441, 12391, 12390, 12441, 12393, 12392, 12441, 12400, 12399, 12441,
+    12401, 12399, 12442, 12403, 12402, 12441, 12404, 12402, 12442, 12406, 12405, 12441,
+    12407, 12405, 12442, 12409, 12408, 12441, 12410, 12408, 12442, 12412, 12411, 12441,
+    12413, 12411, 12442, 12436, 12358, 12441, 12446, 12445, 12441, 12460, 12459, 12441,
+    12462, 12461, 12441, 12464, 12463, 12441, 12466, 12465, 12441, 12468, 12467, 12441,
+    12470, 12469, 12441, 12472, 12471, 12441, 12474, 12473, 12441, 12476, 12475, 12441,
+    12478, 12477, 12441, 12480, 12479, 12441, 12482, 12481, 12441, 12485, 12484, 12441,
+    12487, 12486, 12441, 12489, 12488, 12441, 12496, 12495, 12441, 12497, 12495, 12442,
+    12499, 12498, 12441, 12500, 12498, 12442, 12502, 12501, 12441, 12503, 12501, 12442,
+    12505, 12504, 12441, 12506, 12504, 12442, 12508, 12507, 12441, 12509, 12507, 12442,
+    12532, 12454, 12441, 12535, 12527, 12441, 12536, 12528, 12441, 12537, 12529, 12441,
+    12538, 12530, 12441, 12542, 12541, 12441, 69786, 69785, 69818, 69788, 69787, 69818,
+    69803, 69797, 69818, 69934, 69937, 69927, 69935, 69938, 69927, 70475, 70471, 70462,
+    70476, 70471, 70487, 70843, 70841, 70842, 70844, 70841, 70832, 70846, 70841, 70845,
+    71098, 71096, 71087, 71099, 71097, 71087,
+};
+
+/* indices of qs_uni_comp, ascending by (first, second) */
+static const uint16_t qs_uni_pair[] = {
+    844, 841, 845, 0, 1, 2, 3, 53, 55, 238, 4, 529, 5, 165, 208, 210, 527, 372, 57, 374,
+    376, 378, 59, 61, 63, 65, 6, 382, 67, 384, 388, 390, 386, 7, 8, 9, 555, 69, 71, 73,
+    10, 553, 77, 212, 214, 551, 240, 75, 396, 398, 402, 198, 79, 404, 81, 83, 187, 85,
+    87, 406, 410, 236, 408, 412, 414, 11, 12, 13, 89, 91, 93, 97, 14, 567, 167, 216,
+    218, 569, 95, 416, 98, 420, 189, 422, 100, 424, 102, 106, 426, 104, 432, 430, 434,
+    436, 438, 200, 108, 15, 440, 112, 442, 110, 446, 444, 16, 17, 18, 19, 114, 116, 246,
+    20, 573, 118, 169, 220, 222, 161, 571, 191, 456, 458, 120, 460, 124, 224, 226, 462,
+    122, 466, 126, 128, 468, 132, 470, 232, 130, 478, 136, 480, 234, 134, 484, 482, 21,
+    22, 23, 138, 140, 142, 24, 597, 144, 146, 171, 228, 230, 163, 595, 486, 148, 490,
+    488, 496, 498, 500, 502, 150, 506, 504, 508, 510, 512, 609, 25, 152, 615, 250, 514,
+    154, 613, 611, 155, 516, 157, 159, 518, 520, 26, 27, 28, 29, 54, 56, 239, 30, 530,
+    31, 166, 209, 211, 528, 373, 58, 375, 377, 379, 60, 62, 64, 66, 32, 383, 68, 385,
+    389, 391, 387, 33, 34, 35, 556, 70, 72, 74, 36, 554, 78, 213, 215, 552, 241, 76,
+    397, 399, 403, 199, 80, 405, 82, 84, 188, 86, 88, 407, 411, 237, 409, 413, 415, 522,
+    37, 38, 39, 90, 92, 94, 40, 568, 168, 217, 219, 570, 96, 417, 99, 197, 421, 190,
+    423, 101, 425, 103, 107, 427, 105, 433, 431, 435, 437, 439, 201, 109, 41, 441, 113,
+    443, 111, 447, 445, 42, 43, 44, 45, 115, 117, 247, 46, 574, 119, 170, 221, 223, 162,
+    572, 192, 457, 459, 121, 461, 125, 225, 227, 463, 123, 467, 127, 129, 469, 133, 471,
+    233, 131, 479, 523, 137, 481, 235, 135, 485, 483, 47, 48, 49, 139, 141, 143, 50,
+    598, 145, 147, 172, 229, 231, 164, 596, 487, 149, 491, 489, 497, 499, 501, 503, 151,
+    507, 505, 524, 509, 511, 513, 610, 51, 153, 616, 251, 515, 52, 614, 525, 612, 156,
+    517, 158, 160, 519, 521, 817, 252, 783, 533, 531, 537, 535, 181, 202, 204, 185, 380,
+    559, 557, 563, 561, 418, 577, 575, 581, 579, 448, 244, 450, 242, 206, 179, 175, 173,
+    177, 534, 532, 538, 536, 182, 203, 205, 186, 381, 560, 558, 564, 562, 419, 578, 576,
+    582, 580, 449, 245, 451, 243, 207, 180, 176, 174, 178, 543, 541, 547, 545, 544, 542,
+    548, 546, 392, 394, 393, 395, 452, 454, 453, 455, 472, 473, 474, 475, 492, 493, 494,
+    495, 526, 587, 585, 591, 589, 593, 588, 586, 592, 590, 594, 601, 599, 605, 603, 607,
+    602, 600, 606, 604, 608, 195, 193, 194, 183, 184, 400, 401, 248, 249, 196, 781, 253,
+    780, 779, 625, 626, 782, 789, 254, 639, 640, 790, 255, 653, 654, 791, 802, 256, 801,
+    800, 261, 669, 670, 823, 257, 683, 684, 816, 815, 258, 814, 813, 262, 697, 824, 259,
+    709, 710, 825, 776, 786, 717, 263, 773, 772, 617, 618, 777, 775, 718, 264, 633, 634,
+    719, 265, 645, 646, 787, 785, 720, 266, 796, 795, 268, 661, 662, 798, 721, 270, 677,
+    678, 809, 810, 722, 271, 807, 806, 269, 689, 690, 811, 723, 272, 701, 702, 821, 819,
+    797, 260, 799, 808, 267, 812, 820, 273, 274, 278, 295, 297, 277, 275, 299, 276, 293,
+    303, 305, 280, 307, 282, 309, 279, 311, 317, 281, 319, 321, 323, 325, 315, 296, 298,
+    286, 284, 300, 285, 294, 304, 306, 289, 308, 283, 310, 288, 312, 318, 290, 320, 322,
+    324, 326, 316, 287, 291, 292, 301, 302, 313, 314, 327, 328, 330, 329, 331, 333, 334,
+    332, 335, 336, 337, 338, 339, 341, 340, 342, 343, 344, 346, 345, 347, 348, 351, 349,
+    350, 352, 353, 355, 354, 356, 357, 359, 358, 360, 361, 362, 363, 364, 365, 366, 367,
+    368, 369, 370, 371, 428, 429, 464, 465, 476, 477, 539, 549, 540, 550, 565, 566, 583,
+    584, 619, 621, 623, 724, 620, 622, 624, 725, 726, 727, 728, 729, 730, 731, 627, 629,
+    631, 732, 628, 630, 632, 733, 734, 735, 736, 737, 738, 739, 635, 637, 636, 638, 641,
+    643, 642, 644, 647, 649, 651, 740, 648, 650, 652, 741, 742, 743, 744, 745, 746, 747,
+    655, 657, 659, 748, 656, 658, 660, 749, 750, 751, 752, 753, 754, 755, 663, 665, 667,
+    664, 666, 668, 671, 673, 675, 672, 674, 676, 679, 681, 680, 682, 685, 687, 686, 688,
+    691, 693, 695, 692, 694, 696, 698, 699, 700, 703, 705, 707, 756, 704, 706, 708, 757,
+    758, 759, 760, 761, 762, 763, 711, 713, 715, 764, 712, 714, 716, 765, 766, 767, 768,
+    769, 770, 771, 774, 784, 818, 778, 792, 793, 794, 788, 822, 803, 804, 805, 826, 827,
+    828, 829, 831, 830, 832, 833, 834, 835, 836, 837, 838, 839, 840, 843, 842, 846, 847,
+    848, 849, 850, 851, 852, 853, 862, 863, 854, 855, 856, 857, 864, 865, 858, 859, 860,
+    861, 866, 867, 868, 869, 895, 870, 871, 872, 873, 874, 875, 876, 877, 878, 879, 880,
+    881, 882, 883, 884, 885, 886, 887, 888, 889, 890, 891, 892, 893, 894, 896, 922, 897,
+    898, 899, 900, 901, 902, 903, 904, 905, 906, 907, 908, 909, 910, 911, 912, 913, 914,
+    915, 916, 917, 918, 919, 920, 921, 923, 924, 925, 926, 927, 928, 929, 930, 931, 932,
+    933, 934, 936, 935, 937, 938, 939,
+};
+
+/* U+F900 and on: the ideograph each is replaced by, 0 for none */
+static const uint32_t qs_uni_cjk1[] = {
+    35912, 26356, 36554, 36040, 28369, 20018, 21477, 40860, 40860, 22865, 37329, 21895,
+    22856, 25078, 30313, 32645, 34367, 34746, 35064, 37007, 27138, 27931, 28889, 29662,
+    33853, 37226, 39409, 20098, 21365, 27396, 29211, 34349, 40478, 23888, 28651, 34253,
+    35172, 25289, 33240, 34847, 24266, 26391, 28010, 29436, 37070, 20358, 20919, 21214,
+    25796, 27347, 29200, 30439, 32769, 34310, 34396, 36335, 38706, 39791, 40442, 30860,
+    31103, 32160, 33737, 37636, 40575, 35542, 22751, 24324, 31840, 32894, 29282, 30922,
+    36034, 38647, 22744, 23650, 27155, 28122, 28431, 32047, 32311, 38475, 21202, 32907,
+    20956, 20940, 31260, 32190, 33777, 38517, 35712, 25295, 27138, 35582, 20025, 23527,
+    24594, 29575, 30064, 21271, 30971, 20415, 24489, 19981, 27852, 25976, 32034, 21443,
+    22622, 30465, 33865, 35498, 27578, 36784, 27784, 25342, 33509, 25504, 30053, 20142,
+    20841, 20937, 26753, 31975, 33391, 35538, 37327, 21237, 21570, 22899, 24300, 26053,
+    28670, 31018, 38317, 39530, 40599, 40654, 21147, 26310, 27511, 36706, 24180, 24976,
+    25088, 25754, 28451, 29001, 29833, 31178, 32244, 32879, 36646, 34030, 36899, 37706,
+    21015, 21155, 21693, 28872, 35010, 35498, 24265, 24565, 25467, 27566, 31806, 29557,
+    20196, 22265, 23527, 23994, 24604, 29618, 29801, 32666, 32838, 37428, 38646, 38728,
+    38936, 20363, 31150, 37300, 38584, 24801, 20102, 20698, 23534, 23615, 26009, 27138,
+    29134, 30274, 34044, 36988, 40845, 26248, 38446, 21129, 26491, 26611, 27969, 28316,
+    29705, 30041, 30827, 32016, 39006, 20845, 25134, 38520, 20523, 23833, 28138, 36650,
+    24459, 24900, 26647, 29575, 38534, 21033, 21519, 23653, 26131, 26446, 26792, 27877,
+    29702, 30178, 32633, 35023, 35041, 37324, 38626, 21311, 28346, 21533, 29136, 29848,
+    34298, 38563, 40023, 40607, 26519, 28107, 33256, 31435, 31520, 31890, 29376, 28825,
+    35672, 20160, 33590, 21050, 20999, 24230, 25299, 31958, 23429, 27934, 26292, 36667,
+    34892, 38477, 35211, 24275, 20800, 21952, 0, 0, 22618, 0, 26228, 0, 0, 20958, 29482,
+    30410, 31036, 31070, 31077, 31119, 38742, 31934, 32701, 0, 34322, 0, 35576, 0, 0,
+    36920, 37117, 0, 0, 0, 39151, 39164, 39208, 40372, 37086, 38583, 20398, 20711,
+    20813, 21193, 21220, 21329, 21917, 22022, 22120, 22592, 22696, 23652, 23662, 24724,
+    24936, 24974, 25074, 25935, 26082, 26257, 26757, 28023, 28186, 28450, 29038, 29227,
+    29730, 30865, 31038, 31049, 31048, 31056, 31062, 31069, 31117, 31118, 31296, 31361,
+    31680, 32244, 32265, 32321, 32626, 32773, 33261, 33401, 33401, 33879, 35088, 35222,
+    35585, 35641, 36051, 36104, 36790, 36920, 38627, 38911, 38971, 24693, 148206, 33304,
+    0, 0, 20006, 20917, 20840, 20352, 20805, 20864, 21191, 21242, 21917, 21845, 21913,
+    21986, 22618, 22707, 22852, 22868, 23138, 23336, 24274, 24281, 24425, 24493, 24792,
+    24910, 24840, 24974, 24928, 25074, 25140, 25540, 25628, 25682, 25942, 26228, 26391,
+    26395, 26454, 27513, 27578, 27969, 28379, 28363, 28450, 28702, 29038, 30631, 29237,
+    29359, 29482, 29809, 29958, 30011, 30237, 30239, 30410, 30427, 30452, 30538, 30528,
+    30924, 31409, 31680, 31867, 32091, 32244, 32574, 32773, 33618, 33775, 34681, 35137,
+    35206, 35222, 35519, 35576, 35531, 35585, 35582, 35565, 35641, 35722, 36104, 36664,
+    36978, 37273, 37494, 38524, 38627, 38742, 38875, 38911, 38923, 38971, 39698, 40860,
+    141386, 141380, 144341, 15261, 16408, 16441, 152137, 154832, 163539, 40771, 40846,
+};
+
+/* U+2F800 and on: the ideograph each is replaced by, 0 for none */
+static const uint32_t qs_uni_cjk2[] = {
+    20029, 20024, 20033, 131362, 20320, 20398, 20411, 20482, 20602, 20633, 20711, 20687,
+    13470, 132666, 20813, 20820, 20836, 20855, 132380, 13497, 20839, 20877, 132427,
+    20887, 20900, 20172, 20908, 20917, 168415, 20981, 20995, 13535, 21051, 21062, 21106,
+    21111, 13589, 21191, 21193, 21220, 21242, 21253, 21254, 21271, 21321, 21329, 21338,
+    21363, 21373, 21375, 21375, 21375, 133676, 28784, 21450, 21471, 133987, 21483,
+    21489, 21510, 21662, 21560, 21576, 21608, 21666, 21750, 21776, 21843, 21859, 21892,
+    21892, 21913, 21931, 21939, 21954, 22294, 22022, 22295, 22097, 22132, 20999, 22766,
+    22478, 22516, 22541, 22411, 22578, 22577, 22700, 136420, 22770, 22775, 22790, 22810,
+    22818, 22882, 136872, 136938, 23020, 23067, 23079, 23000, 23142, 14062, 14076,
+    23304, 23358, 23358, 137672, 23491, 23512, 23527, 23539, 138008, 23551, 23558,
+    24403, 23586, 14209, 23648, 23662, 23744, 23693, 138724, 23875, 138726, 23918,
+    23915, 23932, 24033, 24034, 14383, 24061, 24104, 24125, 24169, 14434, 139651, 14460,
+    24240, 24243, 24246, 24266, 172946, 24318, 140081, 140081, 33281, 24354, 24354,
+    14535, 144056, 156122, 24418, 24427, 14563, 24474, 24525, 24535, 24569, 24705,
+    14650, 14620, 24724, 141012, 24775, 24904, 24908, 24910, 24908, 24954, 24974, 25010,
+    24996, 25007, 25054, 25074, 25078, 25104, 25115, 25181, 25265, 25300, 25424, 142092,
+    25405, 25340, 25448, 25475, 25572, 142321, 25634, 25541, 25513, 14894, 25705, 25726,
+    25757, 25719, 14956, 25935, 25964, 143370, 26083, 26360, 26185, 15129, 26257, 15112,
+    15076, 20882, 20885, 26368, 26268, 32941, 17369, 26391, 26395, 26401, 26462, 26451,
+    144323, 15177, 26618, 26501, 26706, 26757, 144493, 26766, 26655, 26900, 15261,
+    26946, 27043, 27114, 27304, 145059, 27355, 15384, 27425, 145575, 27476, 15438,
+    27506, 27551, 27578, 27579, 146061, 138507, 146170, 27726, 146620, 27839, 27853,
+    27751, 27926, 27966, 28023, 27969, 28009, 28024, 28037, 146718, 27956, 28207, 28270,
+    15667, 28363, 28359, 147153, 28153, 28526, 147294, 147342, 28614, 28729, 28702,
+    28699, 15766, 28746, 28797, 28791, 28845, 132389, 28997, 148067, 29084, 148395,
+    29224, 29237, 29264, 149000, 29312, 29333, 149301, 149524, 29562, 29579, 16044,
+    29605, 16056, 16056, 29767, 29788, 29809, 29829, 29898, 16155, 29988, 150582, 30014,
+    150674, 30064, 139679, 30224, 151457, 151480, 151620, 16380, 16392, 30452, 151795,
+    151794, 151833, 151859, 30494, 30495, 30495, 30538, 16441, 30603, 16454, 16534,
+    152605, 30798, 30860, 30924, 16611, 153126, 31062, 153242, 153285, 31119, 31211,
+    16687, 31296, 31306, 31311, 153980, 154279, 154279, 31470, 16898, 154539, 31686,
+    31689, 16935, 154752, 31954, 17056, 31976, 31971, 32000, 155526, 32099, 17153,
+    32199, 32258, 32325, 17204, 156200, 156231, 17241, 156377, 32634, 156478, 32661,
+    32762, 32773, 156890, 156963, 32864, 157096, 32880, 144223, 17365, 32946, 33027,
+    17419, 33086, 23221, 157607, 157621, 144275, 144284, 33281, 33284, 36766, 17515,
+    33425, 33419, 33437, 21171, 33457, 33459, 33469, 33510, 158524, 33509, 33565, 33635,
+    33709, 33571, 33725, 33767, 33879, 33619, 33738, 33740, 33756, 158774, 159083,
+    158933, 17707, 34033, 34035, 34070, 160714, 34148, 159532, 17757, 17761, 159665,
+    159954, 17771, 34384, 34396, 34407, 34409, 34473, 34440, 34574, 34530, 34681, 34600,
+    34667, 34694, 17879, 34785, 34817, 17913, 34912, 34915, 161383, 35031, 35038, 17973,
+    35066, 13499, 161966, 162150, 18110, 18119, 35488, 35565, 35722, 35925, 162984,
+    36011, 36033, 36123, 36215, 163631, 133124, 36299, 36284, 36336, 133342, 36564,
+    36664, 165330, 165357, 37012, 37105, 37137, 165678, 37147, 37432, 37591, 37592,
+    37500, 37881, 37909, 166906, 38283, 18837, 38327, 167287, 18918, 38595, 23986,
+    38691, 168261, 168474, 19054, 19062, 38880, 168970, 19122, 169110, 38923, 38923,
+    38953, 169398, 39138, 19251, 39209, 39335, 39362, 39422, 19406, 170800, 39698,
+    40000, 40189, 19662, 19693, 40295, 172238, 19704, 172293, 172558, 172689, 40635,
+    19798, 40697, 40702, 40709, 40719, 40726, 40763, 173568,
+};
+
+/* decomposed and never composed: code point, first, second or 0 */
+static const uint32_t qs_uni_excl[] = {
+    832, 768, 0, 833, 769, 0, 835, 787, 0, 836, 776, 769, 884, 697, 0, 894, 59, 0, 903,
+    183, 0, 2392, 2325, 2364, 2393, 2326, 2364, 2394, 2327, 2364, 2395, 2332, 2364,
+    2396, 2337, 2364, 2397, 2338, 2364, 2398, 2347, 2364, 2399, 2351, 2364, 2524, 2465,
+    2492, 2525, 2466, 2492, 2527, 2479, 2492, 2611, 2610, 2620, 2614, 2616, 2620, 2649,
+    2582, 2620, 2650, 2583, 2620, 2651, 2588, 2620, 2654, 2603, 2620, 2908, 2849, 2876,
+    2909, 2850, 2876, 3907, 3906, 4023, 3917, 3916, 4023, 3922, 3921, 4023, 3927, 3926,
+    4023, 3932, 3931, 4023, 3945, 3904, 4021, 3955, 3953, 3954, 3957, 3953, 3956, 3958,
+    4018, 3968, 3960, 4019, 3968, 3969, 3953, 3968, 3987, 3986, 4023, 3997, 3996, 4023,
+    4002, 4001, 4023, 4007, 4006, 4023, 4012, 4011, 4023, 4025, 3984, 4021, 8049, 940,
+    0, 8051, 941, 0, 8053, 942, 0, 8055, 943, 0, 8057, 972, 0, 8059, 973, 0, 8061, 974,
+    0, 8123, 902, 0, 8126, 953, 0, 8137, 904, 0, 8139, 905, 0, 8147, 912, 0, 8155, 906,
+    0, 8163, 944, 0, 8171, 910, 0, 8174, 901, 0, 8175, 96, 0, 8185, 908, 0, 8187, 911,
+    0, 8189, 180, 0, 8192, 8194, 0, 8193, 8195, 0, 8486, 937, 0, 8490, 75, 0, 8491, 197,
+    0, 9001, 12296, 0, 9002, 12297, 0, 10972, 10973, 824, 64285, 1497, 1460, 64287,
+    1522, 1463, 64298, 1513, 1473, 64299, 1513, 1474, 64300, 64329, 1473, 64301, 64329,
+    1474, 64302, 1488, 1463, 64303, 1488, 1464, 64304, 1488, 1468, 64305, 1489, 1468,
+    64306, 1490, 1468, 64307, 1491, 1468, 64308, 1492, 1468, 64309, 1493, 1468, 64310,
+    1494, 1468, 64312, 1496, 1468, 64313, 1497, 1468, 64314, 1498, 1468, 64315, 1499,
+    1468, 64316, 1500, 1468, 64318, 1502, 1468, 64320, 1504, 1468, 64321, 1505, 1468,
+    64323, 1507, 1468, 64324, 1508, 1468, 64326, 1510, 1468, 64327, 1511, 1468, 64328,
+    1512, 1468, 64329, 1513, 1468, 64330, 1514, 1468, 64331, 1493, 1465, 64332, 1489,
+    1471, 64333, 1499, 1471, 64334, 1508, 1471, 119134, 119127, 119141, 119135, 119128,
+    119141, 119136, 119135, 119150, 119137, 119135, 119151, 119138, 119135, 119152,
+    119139, 119135, 119153, 119140, 119135, 119154, 119227, 119225, 119141, 119228,
+    119226, 119141, 119229, 119227, 119150, 119230, 119228, 119150, 119231, 119227,
+    119151, 119232, 119228, 119151,
+};
+
+/* ------------------------------------------------------------------ UTF-8 (private) */
+
+#define QS_BAD 0x110000u                 /* what an ill-formed sequence decodes to */
+
+/* Length that a first byte announces; 0 for a byte that starts nothing. */
+static unsigned qs_utf8_need(uint8_t b)
+{
+    if (b < 0x80)
+        return 1;
+    if (b < 0xC2 || b > 0xF4)
+        return 0;
+    return b < 0xE0 ? 2 : b < 0xF0 ? 3 : 4;
+}
+
+/* Decodes at p[0..n), n > 0; returns the bytes consumed, at least 1.  Ill-formed input
+   gives QS_BAD and consumes one maximal subpart: what might have become a character. */
+static unsigned qs_utf8_next(const uint8_t *p, size_t n, uint32_t *cp)
+{
+    unsigned need = qs_utf8_need(p[0]), i;
+    uint8_t lo = 0x80, hi = 0xBF;        /* some firsts narrow the second byte */
+    uint32_t c = p[0];
+
+    *cp = c;
+    if (need == 1)
+        return 1;
+    *cp = QS_BAD;
+    if (need == 0)
+        return 1;
+    if (c == 0xE0) lo = 0xA0;            /* overlong */
+    if (c == 0xED) hi = 0x9F;            /* surrogates */
+    if (c == 0xF0) lo = 0x90;            /* overlong */
+    if (c == 0xF4) hi = 0x8F;            /* above U+10FFFF */
+    c &= 0x7Fu >> need;
+    for (i = 1; i < need; i++) {
+        if (i >= n || p[i] < lo || p[i] > hi)
+            return i;
+        c = c << 6 | (p[i] & 0x3Fu);
+        lo = 0x80;
+        hi = 0xBF;
+    }
+    *cp = c;
+    return need;
+}
+
+static unsigned qs_utf8_put(uint8_t *p, uint32_t c)
+{
+    if (c < 0x80) {
+        p[0] = (uint8_t)c;
+        return 1;
+    }
+    if (c < 0x800) {
+        p[0] = (uint8_t)(0xC0 | c >> 6);
+        p[1] = (uint8_t)(0x80 | (c & 0x3F));
+        return 2;
+    }
+    if (c < 0x10000) {
+        p[0] = (uint8_t)(0xE0 | c >> 12);
+        p[1] = (uint8_t)(0x80 | (c >> 6 & 0x3F));
+        p[2] = (uint8_t)(0x80 | (c & 0x3F));
+        return 3;
+    }
+    p[0] = (uint8_t)(0xF0 | c >> 18);
+    p[1] = (uint8_t)(0x80 | (c >> 12 & 0x3F));
+    p[2] = (uint8_t)(0x80 | (c >> 6 & 0x3F));
+    p[3] = (uint8_t)(0x80 | (c & 0x3F));
+    return 4;
+}
+
+/* Bytes of s before the first that is not ASCII. */
+static size_t qs_ascii_run(const uint8_t *s, size_t n)
+{
+    size_t i = 0;
+    uint64_t w;
+
+    for (; n - i >= sizeof w; i += sizeof w) {
+        memcpy(&w, s + i, sizeof w);
+        if (w & UINT64_C(0x8080808080808080))
+            break;
+    }
+    while (i < n && s[i] < 0x80)
+        i++;
+    return i;
+}
+
+static int qs_utf8_valid(const uint8_t *s, size_t n)
+{
+    size_t i = 0;
+    uint32_t c;
+
+    while ((i += qs_ascii_run(s + i, n - i)) < n) {
+        i += qs_utf8_next(s + i, n - i, &c);
+        if (c == QS_BAD)
+            return 0;
+    }
+    return 1;
+}
+
+/* s with every maximal invalid subpart replaced by U+FFFD, into out[3 n]. */
+static size_t qs_utf8_repair(const uint8_t *s, size_t n, uint8_t *out)
+{
+    size_t i = 0, w = 0;
+    uint32_t c;
+
+    while (i < n) {
+        i += qs_utf8_next(s + i, n - i, &c);
+        w += qs_utf8_put(out + w, c == QS_BAD ? 0xFFFD : c);
+    }
+    return w;
+}
+
+/* How many bytes of buf are complete: all but a last sequence that more bytes could
+   still turn into a character (at most 3 bytes).  Bytes that are wrong already count
+   as complete, so that a stream of them never stalls; at the end of the stream the
+   rest is wrong too. */
+static size_t qs_utf8_complete(const uint8_t *buf, size_t n)
+{
+    size_t k;
+    uint32_t c;
+
+    for (k = 1; k <= 3 && k <= n; k++) {
+        const uint8_t *p = buf + n - k;
+        if ((*p & 0xC0) == 0x80)
+            continue;                    /* a later byte: its first byte is before it */
+        if (qs_utf8_need(*p) > k && qs_utf8_next(p, k, &c) == k)
+            return n - k;
+        break;
+    }
+    return n;
+}
+
+/* ------------------------------------------------ Unicode classes and NFC (private) */
+
+enum { QS_OTHER, QS_LETTER, QS_NUMBER, QS_BLANK };
+
+#define QS_COUNT(a) (sizeof(a) / sizeof((a)[0]))
+
+/* Index of the last of n ascending runs that starts at or before key; runs[0] is 0. */
+static size_t qs_uni_run(const uint32_t *runs, size_t n, uint32_t key)
+{
+    size_t at = 0;
+
+    while (n > 1) {                      /* the run is in runs[at .. at+n) */
+        size_t half = n / 2;
+        if (runs[at + half] <= key)
+            at += half;
+        n -= half;
+    }
+    return at;
+}
+
+static int qs_class(uint32_t c)
+{
+    if (c < 0x80) {
+        if ((c | 32) - 'a' < 26)
+            return QS_LETTER;
+        if (c - '0' < 10)
+            return QS_NUMBER;
+        return c == ' ' || c - 9 < 5 ? QS_BLANK : QS_OTHER;
+    }
+    /* << 2 | 3: after every run that starts at c or before */
+    return (int)(qs_uni_class[qs_uni_run(qs_uni_class, QS_COUNT(qs_uni_class),
+                                         c << 2 | 3)] & 3);
+}
+
+/* Combining class, + 256 if c can change under NFC when it stands behind other text. */
+static uint32_t qs_norm(uint32_t c)
+{
+    if (c < 0x300)
+        return 0;
+    return qs_uni_norm[qs_uni_run(qs_uni_norm, QS_COUNT(qs_uni_norm),
+                                  c << 9 | 511)] & 511;
+}
+
+/* 1 if s is surely NFC already (the quick check of UAX 15, "maybe" taken as no). */
+static int qs_nfc_quick(const uint8_t *s, size_t n)
+{
+    size_t i = 0, skip;
+    uint32_t c, v, last = 0;
+
+    while (i < n) {
+        if ((skip = qs_ascii_run(s + i, n - i)) > 0)
+            last = 0;
+        if ((i += skip) == n)
+            break;
+        i += qs_utf8_next(s + i, n - i, &c);
+        v = qs_norm(c);
+        if (v > 255 || (v && last > v))
+            return 0;
+        last = v;
+    }
+    return 1;
+}
+
+enum {
+    QS_HAN_S = 0xAC00, QS_HAN_L = 0x1100, QS_HAN_V = 0x1161, QS_HAN_T = 0x11A7,
+    QS_HAN_NL = 19, QS_HAN_NV = 21, QS_HAN_NT = 28,
+    QS_HAN_NS = QS_HAN_NL * QS_HAN_NV * QS_HAN_NT
+};
+
+/* Entry of c in a table of ascending triples {c, first, second}, or NULL. */
+static const uint32_t *qs_uni_triple(const uint32_t *t, size_t n, uint32_t c)
+{
+    size_t lo = 0, hi = n / 3;
+
+    while (lo < hi) {
+        size_t mid = lo + (hi - lo) / 2;
+        if (t[3 * mid] < c)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    return 3 * lo < n && t[3 * lo] == c ? t + 3 * lo : NULL;
+}
+
+/* One step of canonical decomposition: c = *a, or *a followed by *b (else *b is 0). */
+static int qs_uni_split(uint32_t c, uint32_t *a, uint32_t *b)
+{
+    const uint32_t *t;
+
+    *b = 0;
+    if (c < 0xC0)
+        return 0;
+    if (c - QS_HAN_S < QS_HAN_NS) {      /* LVT = (LV, T), LV = (L, V) */
+        uint32_t s = c - QS_HAN_S, tail = s % QS_HAN_NT;
+        *a = tail ? c - tail : QS_HAN_L + s / (QS_HAN_NV * QS_HAN_NT);
+        *b = tail ? QS_HAN_T + tail : QS_HAN_V + s / QS_HAN_NT % QS_HAN_NV;
+        return 1;
+    }
+    if (c - 0xF900 < QS_COUNT(qs_uni_cjk1))
+        return (*a = qs_uni_cjk1[c - 0xF900]) != 0;
+    if (c - 0x2F800 < QS_COUNT(qs_uni_cjk2))
+        return (*a = qs_uni_cjk2[c - 0x2F800]) != 0;
+    if (!(t = qs_uni_triple(qs_uni_comp, QS_COUNT(qs_uni_comp), c)))
+        t = qs_uni_triple(qs_uni_excl, QS_COUNT(qs_uni_excl), c);
+    if (!t)
+        return 0;
+    *a = t[1];
+    *b = t[2];
+    return 1;
+}
+
+/* The primary composite of (a, b), or 0. */
+static uint32_t qs_uni_join(uint32_t a, uint32_t b)
+{
+    size_t lo = 0, hi = QS_COUNT(qs_uni_pair);
+
+    if (a - QS_HAN_L < QS_HAN_NL && b - QS_HAN_V < QS_HAN_NV)
+        return QS_HAN_S + ((a - QS_HAN_L) * QS_HAN_NV + (b - QS_HAN_V)) * QS_HAN_NT;
+    if (a - QS_HAN_S < QS_HAN_NS && (a - QS_HAN_S) % QS_HAN_NT == 0
+        && b - QS_HAN_T - 1 < QS_HAN_NT - 1)
+        return a + (b - QS_HAN_T);
+    while (lo < hi) {
+        size_t mid = lo + (hi - lo) / 2;
+        const uint32_t *t = qs_uni_comp + 3 * (size_t)qs_uni_pair[mid];
+        if (t[1] == a && t[2] == b)
+            return t[0];
+        if (t[1] < a || (t[1] == a && t[2] < b))
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    return 0;
+}
+
+/* Below, a code point carries its combining class: class << 24 | code point. */
+
+/* s fully decomposed into d[cap]; returns the count, or SIZE_MAX if it does not fit. */
+static size_t qs_nfc_decompose(const uint8_t *s, size_t n, uint32_t *d, size_t cap)
+{
+    size_t i = 0, w = 0;
+    uint32_t c, a, b, tail[4];
+
+    while (i < n) {
+        unsigned k = 0;
+        i += qs_utf8_next(s + i, n - i, &c);
+        while (k < 4 && qs_uni_split(c, &a, &b)) {
+            if (b)
+                tail[k++] = b;
+            c = a;
+        }
+        if (cap - w <= k)
+            return SIZE_MAX;
+        d[w++] = c | qs_norm(c) << 24;   /* << 24 drops the flag at bit 8 */
+        while (k-- > 0)
+            d[w++] = tail[k] | qs_norm(tail[k]) << 24;
+    }
+    return w;
+}
+
+/* Stable sort of one run of marks by class. tmp[n] is touched for long runs only:
+   those are counted, so that a text of marks alone stays linear. */
+static void qs_nfc_sort(uint32_t *d, size_t n, uint32_t *tmp)
+{
+    size_t start[257] = {0}, i, j;
+
+    if (n <= 24) {
+        for (i = 1; i < n; i++) {
+            uint32_t x = d[i];
+            for (j = i; j > 0 && d[j - 1] >> 24 > x >> 24; j--)
+                d[j] = d[j - 1];
+            d[j] = x;
+        }
+        return;
+    }
+    for (i = 0; i < n; i++)
+        start[(d[i] >> 24) + 1]++;
+    for (i = 0; i < 256; i++)
+        start[i + 1] += start[i];
+    for (i = 0; i < n; i++)
+        tmp[start[d[i] >> 24]++] = d[i];
+    memcpy(d, tmp, n * sizeof *d);
+}
+
+/* Canonical order of d[n]; tmp[n_tmp].  0 if a run of marks is longer than tmp. */
+static int qs_nfc_order(uint32_t *d, size_t n, uint32_t *tmp, size_t n_tmp)
+{
+    size_t i = 0, from;
+
+    while (i < n) {
+        if (!(d[i] >> 24)) {
+            i++;
+            continue;
+        }
+        for (from = i; i < n && d[i] >> 24; i++)
+            ;
+        if (i - from > n_tmp)
+            return 0;
+        qs_nfc_sort(d + from, i - from, tmp);
+    }
+    return 1;
+}
+
+/* Canonical composition in place; returns the new count. */
+static size_t qs_nfc_compose(uint32_t *d, size_t n)
+{
+    size_t i, w = 0, starter = SIZE_MAX;
+
+    for (i = 0; i < n; i++) {
+        uint32_t cls = d[i] >> 24, c;
+        /* a mark reaches its starter past marks of lower class only */
+        if (starter != SIZE_MAX && (w - 1 == starter || d[w - 1] >> 24 < cls)
+            && (c = qs_uni_join(d[starter], d[i] & 0xFFFFFF)) != 0) {
+            d[starter] = c;
+            continue;
+        }
+        if (cls == 0)
+            starter = w;
+        d[w++] = d[i];
+    }
+    return w;
+}
+
+/* NFC of s, valid UTF-8. room[size], 4-byte aligned, receives the text; returns its
+   length, or SIZE_MAX if room is too small. 12 bytes per byte of s are enough: the
+   worst is U+0390, 2 bytes, 3 code points, each with its place for the sort. */
+static size_t qs_nfc(const uint8_t *s, size_t n, void *room, size_t size)
+{
+    uint32_t *d = room;
+    uint8_t *out = room;
+    size_t cap = size / sizeof *d, count, i, w = 0;
+
+    count = qs_nfc_decompose(s, n, d, cap);
+    if (count == SIZE_MAX || !qs_nfc_order(d, count, d + count, cap - count))
+        return SIZE_MAX;
+    count = qs_nfc_compose(d, count);
+    for (i = 0; i < count; i++)          /* w <= 4 i: never past the code point read */
+        w += qs_utf8_put(out + w, d[i] & 0xFFFFFF);
+    return w;
+}
+
+/* ------------------------------------------------ splitting into pieces (private)
+
+   The expression, by alternatives; the first that matches here wins, each backtracks:
+
+     (?i:'s|'t|'re|'ve|'m|'ll|'d)      A   (?i) also takes U+017F for s
+     [^\r\n\p{L}\p{N}]?\p{L}+          B
+     \p{N}                             C   one digit at a time
+      ?[^\s\p{L}\p{N}]+[\r\n]*         D
+     \s*[\r\n]+                        E   up to the last newline of the run of blanks
+     \s+(?!\S)                         F   the run, less its last if text follows
+     \s+                               G
+
+   Every character matches one of them, so the pieces tile the text. */
+
+/* Class of the character at s[0..n), its length in *len; n == 0 gives -1. */
+static int qs_class_at(const uint8_t *s, size_t n, size_t *len)
+{
+    uint32_t c;
+
+    *len = 0;
+    if (n == 0)
+        return -1;
+    *len = qs_utf8_next(s, n, &c);
+    return qs_class(c);
+}
+
+/* End of the run of one class that contains s[at) if anything. */
+static size_t qs_class_run(const uint8_t *s, size_t n, size_t at, int cls)
+{
+    size_t len;
+
+    while (qs_class_at(s + at, n - at, &len) == cls)
+        at += len;
+    return at;
+}
+
+/* A: length of a contraction at s, s[0] being the apostrophe; or 0. */
+static size_t qs_contraction(const uint8_t *s, size_t n)
+{
+    int c, d;
+
+    if (n < 2)
+        return 0;
+    c = s[1] < 0x80 ? s[1] | 32 : 0;     /* s[1] | 32: ASCII letters to lower case */
+    if (c == 's' || c == 't' || c == 'm' || c == 'd')
+        return 2;
+    if (n < 3)
+        return 0;
+    if (s[1] == 0xC5 && s[2] == 0xBF)    /* U+017F, the long s */
+        return 3;
+    d = s[2] < 0x80 ? s[2] | 32 : 0;
+    return ((c == 'r' || c == 'v') && d == 'e') || (c == 'l' && d == 'l') ? 3 : 0;
+}
+
+/* E, F, G at a run of blanks.  What E and F leave behind is scanned once more at most:
+   all work stays linear. */
+static size_t qs_blank_piece(const uint8_t *s, size_t n)
+{
+    size_t at = 0, newline = 0, last = 0, len;
+
+    while (qs_class_at(s + at, n - at, &len) == QS_BLANK) {
+        last = at;
+        at += len;
+        if (s[last] == '\r' || s[last] == '\n')
+            newline = at;
+    }
+    if (newline)
+        return newline;
+    return at == n || last == 0 ? at : last;
+}
+
+/* Length of the first piece of s[0..n), n > 0, valid UTF-8. */
+static size_t qs_piece(const uint8_t *s, size_t n)
+{
+    size_t len, next_len, at;
+    int cls = qs_class_at(s, n, &len), next;
+
+    if (s[0] == '\'' && (at = qs_contraction(s, n)) > 0)
+        return at;
+    if (cls == QS_LETTER)
+        return qs_class_run(s, n, len, QS_LETTER);
+    if (cls == QS_NUMBER)
+        return len;
+    next = qs_class_at(s + len, n - len, &next_len);
+    if (next == QS_LETTER && s[0] != '\r' && s[0] != '\n')
+        return qs_class_run(s, n, len + next_len, QS_LETTER);
+    if (cls == QS_OTHER || (s[0] == ' ' && next == QS_OTHER)) {
+        at = qs_class_run(s, n, len, QS_OTHER);
+        while (at < n && (s[at] == '\r' || s[at] == '\n'))
+            at++;
+        return at;
+    }
+    return qs_blank_piece(s, n);
+}
+
+/* ----------------------------------------------------------- merges (private)
+
+   Small pieces keep (token, rank of the pair that starts here) in two short arrays.
+   A long piece of n bytes lies in four arrays of n: a token that covers bytes [i, j)
+   has its id at id[i] and at id[j-1], so both neighbours are found without links;
+   rank[i] belongs to the pair that starts at i; heap holds the starts of all
+   mergeable pairs, the lowest (rank, start) first, and slot[i] is where i lies in
+   it. */
+
+#define QS_SMALL 32
+
+static uint32_t qs_tok_hash(uint32_t left, uint32_t right)
+{
+    uint32_t h = left * 0x9E3779B1u ^ right * 0x85EBCA6Bu;
+
+    h ^= h >> 15;
+    h *= 0xC2B2AE35u;
+    return h ^ h >> 16;
+}
+
+/* Rank of the merge (left, right), or NONE. */
+static uint32_t qs_tok_rank(const qs_tok *t, uint32_t left, uint32_t right)
+{
+    uint32_t r = t->buckets[qs_tok_hash(left, right) & t->bucket_mask];
+
+    while (r != QS_TOK_NONE
+           && (t->merges[r].left != left || t->merges[r].right != right))
+        r = t->merges[r].next;
+    return r;
+}
+
+/* s[0..n), 0 < n <= QS_SMALL, to ids; returns their count. */
+static size_t qs_bpe_small(const qs_tok *t, const uint8_t *s, size_t n, uint32_t *id)
+{
+    uint32_t rank[QS_SMALL];
+    size_t i, best;
+
+    for (i = 0; i < n; i++)
+        id[i] = t->byte_id[s[i]];
+    for (i = 0; i + 1 < n; i++)
+        rank[i] = qs_tok_rank(t, id[i], id[i + 1]);
+    while (n > 1) {
+        for (best = 0, i = 1; i + 1 < n; i++)
+            if (rank[i] < rank[best])
+                best = i;
+        if (rank[best] == QS_TOK_NONE)
+            break;
+        id[best] = t->merges[rank[best]].result;
+        n--;
+        for (i = best + 1; i < n; i++) {
+            id[i] = id[i + 1];
+            rank[i - 1] = rank[i];
+        }
+        if (best + 1 < n)
+            rank[best] = qs_tok_rank(t, id[best], id[best + 1]);
+        if (best > 0)
+            rank[best - 1] = qs_tok_rank(t, id[best - 1], id[best]);
+    }
+    return n;
+}
+
+typedef struct qs_bpe {
+    const qs_tok *t;
+    uint32_t *id, *rank, *heap, *slot;   /* [n] each */
+    uint32_t n, n_heap;
+} qs_bpe;
+
+static int qs_bpe_less(const qs_bpe *b, uint32_t i, uint32_t j)
+{
+    return b->rank[i] != b->rank[j] ? b->rank[i] < b->rank[j] : i < j;
+}
+
+static uint32_t qs_bpe_len(const qs_bpe *b, uint32_t at)
+{
+    return b->t->text_off[b->id[at] + 1] - b->t->text_off[b->id[at]];
+}
+
+static void qs_bpe_place(qs_bpe *b, uint32_t h, uint32_t pair)
+{
+    b->heap[h] = pair;
+    b->slot[pair] = h;
+}
+
+/* Places `pair` at h or below; its children are heaps. */
+static void qs_bpe_down(qs_bpe *b, uint32_t h, uint32_t pair)
+{
+    while (h < b->n_heap / 2) {          /* h has a child */
+        uint32_t kid = 2 * h + 1;
+        if (kid + 1 < b->n_heap && qs_bpe_less(b, b->heap[kid + 1], b->heap[kid]))
+            kid++;
+        if (!qs_bpe_less(b, b->heap[kid], pair))
+            break;
+        qs_bpe_place(b, h, b->heap[kid]);
+        h = kid;
+    }
+    qs_bpe_place(b, h, pair);
+}
+
+/* Places `pair` where it belongs, the free place of the heap being h. */
+static void qs_bpe_sift(qs_bpe *b, uint32_t h, uint32_t pair)
+{
+    while (h > 0 && qs_bpe_less(b, pair, b->heap[(h - 1) / 2])) {
+        qs_bpe_place(b, h, b->heap[(h - 1) / 2]);
+        h = (h - 1) / 2;
+    }
+    qs_bpe_down(b, h, pair);
+}
+
+/* The pair that starts at i now has this rank; NONE takes it off the heap. */
+static void qs_bpe_set(qs_bpe *b, uint32_t i, uint32_t rank)
+{
+    uint32_t h = b->slot[i], moved;
+
+    b->rank[i] = rank;
+    if (rank != QS_TOK_NONE) {
+        qs_bpe_sift(b, h != QS_TOK_NONE ? h : b->n_heap++, i);
+    } else if (h != QS_TOK_NONE) {
+        b->slot[i] = QS_TOK_NONE;
+        moved = b->heap[--b->n_heap];
+        if (moved != i)
+            qs_bpe_sift(b, h, moved);
+    }
+}
+
+static void qs_bpe_start(qs_bpe *b, const uint8_t *s)
+{
+    uint32_t i;
+
+    b->n_heap = 0;
+    for (i = 0; i < b->n; i++)
+        b->id[i] = b->t->byte_id[s[i]];
+    for (i = 0; i < b->n; i++) {
+        b->rank[i] = i + 1 < b->n ? qs_tok_rank(b->t, b->id[i], b->id[i + 1])
+                                  : QS_TOK_NONE;
+        b->slot[i] = QS_TOK_NONE;
+        if (b->rank[i] != QS_TOK_NONE) {
+            b->slot[i] = b->n_heap;
+            b->heap[b->n_heap++] = i;
+        }
+    }
+    for (i = b->n_heap / 2; i-- > 0;)
+        qs_bpe_down(b, i, b->heap[i]);
+}
+
+/* Merges the pair on top of the heap. */
+static void qs_bpe_merge(qs_bpe *b)
+{
+    uint32_t at = b->heap[0], result = b->t->merges[b->rank[at]].result;
+    uint32_t second = at + qs_bpe_len(b, at), end = second + qs_bpe_len(b, second);
+
+    qs_bpe_set(b, second, QS_TOK_NONE);
+    b->id[at] = b->id[end - 1] = result;
+    qs_bpe_set(b, at, end < b->n ? qs_tok_rank(b->t, result, b->id[end]) : QS_TOK_NONE);
+    if (at > 0) {
+        uint32_t before = at - qs_bpe_len(b, at - 1);
+        qs_bpe_set(b, before, qs_tok_rank(b->t, b->id[before], result));
+    }
+}
+
+/* ------------------------------------------------------- binding a blob (private) */
+
+static uint64_t qs_tok_align(uint64_t x)
+{
+    return (x + 63) & ~UINT64_C(63);
+}
+
+/* The header that belongs to these counts (all within their caps: nothing wraps). */
+static qs_tok_header qs_tok_layout(uint32_t n_tokens, uint32_t n_merges,
+                                   uint32_t n_added, uint32_t text_bytes)
+{
+    qs_tok_header h = {QS_TOK_MAGIC, 1, 1, n_tokens, n_merges, n_added, 1, text_bytes,
+                       64, 0, 0, 0, 0, 0, 0, 0};
+    uint64_t at = h.off_byte_id + 256 * 4;
+
+    while (h.n_buckets < 2 * n_merges)
+        h.n_buckets *= 2;
+    h.off_text_off = (uint32_t)at;
+    at = qs_tok_align(at + 4 * ((uint64_t)n_tokens + 1));
+    h.off_text = (uint32_t)at;
+    at = qs_tok_align(at + text_bytes);
+    h.off_merges = (uint32_t)at;
+    at = qs_tok_align(at + 16 * (uint64_t)n_merges);
+    h.off_buckets = (uint32_t)at;
+    at = qs_tok_align(at + 4 * (uint64_t)h.n_buckets);
+    h.off_added = (uint32_t)at;
+    at = qs_tok_align(at + 8 * (uint64_t)n_added);
+    h.total_size = (uint32_t)at;
+    return h;
+}
+
+/* The header: known kind, counts within caps, and every offset the one that follows. */
+static qsae_status qs_tok_bind_header(qs_tok *t, qs_tok_header *h, qsae_error *err)
+{
+    qs_tok_header want;
+
+    if (t->size < sizeof *h)
+        return qs_fail(err, QSAE_E_FORMAT, 0, "tokenizer: %llu bytes, header needs 64",
+                       (unsigned long long)t->size);
+    memcpy(h, t->blob, sizeof *h);
+    if (h->magic != QS_TOK_MAGIC)
+        return qs_fail(err, QSAE_E_FORMAT, 0, "tokenizer: magic %08x, not QTOK",
+                       (unsigned)h->magic);
+    if (h->version != 1 || h->pipeline != 1)
+        return qs_fail(err, QSAE_E_UNSUP, 4, "tokenizer: version %u, pipeline %u; this "
+                       "library reads 1 and 1", (unsigned)h->version,
+                       (unsigned)h->pipeline);
+    if (h->n_tokens == 0 || h->n_tokens > QS_TOK_MAX_TOKENS
+        || h->n_merges > QS_TOK_MAX_MERGES || h->n_added > QS_TOK_MAX_ADDED
+        || h->text_bytes > QS_TOK_MAX_TEXT)
+        return qs_fail(err, QSAE_E_LIMIT, 12, "tokenizer: %u tokens, %u merges, "
+                       "%u added, %u text bytes: beyond the caps",
+                       (unsigned)h->n_tokens, (unsigned)h->n_merges,
+                       (unsigned)h->n_added, (unsigned)h->text_bytes);
+    want = qs_tok_layout(h->n_tokens, h->n_merges, h->n_added, h->text_bytes);
+    if (memcmp(&want, h, sizeof *h) != 0)
+        return qs_fail(err, QSAE_E_FORMAT, 24, "tokenizer: offsets do not follow from "
+                       "the counts");
+    if (t->size != h->total_size)
+        return qs_fail(err, QSAE_E_FORMAT, 56, "tokenizer: %llu bytes, header says %u",
+                       (unsigned long long)t->size, (unsigned)h->total_size);
+    return QSAE_OK;
+}
+
+static uint32_t qs_tok_len(const qs_tok *t, uint32_t id)
+{
+    return t->text_off[id + 1] - t->text_off[id];
+}
+
+/* Texts within bounds, the last id in use, byte tokens what they claim to be. */
+static qsae_status qs_tok_bind_texts(const qs_tok *t, const qs_tok_header *h, qsae_error *err)
+{
+    uint32_t i;
+
+    if (t->text_off[0] != 0 || t->text_off[t->n_tokens] != h->text_bytes)
+        return qs_fail(err, QSAE_E_FORMAT, h->off_text_off,
+                       "tokenizer: texts do not cover their %u bytes",
+                       (unsigned)h->text_bytes);
+    for (i = 0; i < t->n_tokens; i++)
+        if (t->text_off[i + 1] < t->text_off[i] || qs_tok_len(t, i) > QS_TOK_MAX_TOKEN)
+            return qs_fail(err, QSAE_E_FORMAT, h->off_text_off + 4 * (uint64_t)i,
+                           "tokenizer: text of token %u runs from %u to %u",
+                           (unsigned)i, (unsigned)t->text_off[i],
+                           (unsigned)t->text_off[i + 1]);
+    if (qs_tok_len(t, t->n_tokens - 1) == 0)
+        return qs_fail(err, QSAE_E_FORMAT, 12, "tokenizer: last token %u is unused",
+                       (unsigned)(t->n_tokens - 1));
+    for (i = 0; i < 256; i++) {
+        uint32_t id = t->byte_id[i];
+        if (id >= t->n_tokens || qs_tok_len(t, id) != 1
+            || t->text[t->text_off[id]] != i)
+            return qs_fail(err, QSAE_E_FORMAT, h->off_byte_id + 4 * (uint64_t)i,
+                           "tokenizer: byte %02x is given to token %u", (unsigned)i,
+                           (unsigned)id);
+    }
+    return QSAE_OK;
+}
+
+/* A merge's result spells its left and right side. */
+static int qs_tok_merge_spells(const qs_tok *t, const qs_tok_merge *m)
+{
+    uint32_t a, b;
+    const uint8_t *text;
+
+    if (m->left >= t->n_tokens || m->right >= t->n_tokens || m->result >= t->n_tokens)
+        return 0;
+    a = qs_tok_len(t, m->left);
+    b = qs_tok_len(t, m->right);
+    text = t->text + t->text_off[m->result];
+    return a > 0 && b > 0 && qs_tok_len(t, m->result) == a + b
+        && memcmp(text, t->text + t->text_off[m->left], a) == 0
+        && memcmp(text + a, t->text + t->text_off[m->right], b) == 0;
+}
+
+/* One bucket: ascending ranks, all of this hash, no pair twice.  Adds its length to
+   *seen. */
+static int qs_tok_chain_ok(const qs_tok *t, uint32_t bucket, uint32_t *seen)
+{
+    uint32_t first = t->buckets[bucket], r = first, q, n = 0;
+
+    for (; r != QS_TOK_NONE; r = t->merges[r].next) {
+        const qs_tok_merge *m;
+        if (r >= t->n_merges || ++n > QS_TOK_MAX_CHAIN)
+            return 0;
+        m = &t->merges[r];
+        if ((qs_tok_hash(m->left, m->right) & t->bucket_mask) != bucket
+            || (m->next != QS_TOK_NONE && m->next <= r))
+            return 0;
+        for (q = first; q != r; q = t->merges[q].next)
+            if (t->merges[q].left == m->left && t->merges[q].right == m->right)
+                return 0;
+    }
+    *seen += n;
+    return 1;
+}
+
+/* Every merge spells its result and lies in exactly the chain where it is looked up. */
+static qsae_status qs_tok_bind_merges(const qs_tok *t, const qs_tok_header *h,
+                                    qsae_error *err)
+{
+    uint32_t i, seen = 0;
+
+    for (i = 0; i < t->n_merges; i++)
+        if (!qs_tok_merge_spells(t, &t->merges[i]))
+            return qs_fail(err, QSAE_E_FORMAT, h->off_merges + 16 * (uint64_t)i,
+                           "tokenizer: merge %u: %u + %u is not token %u", (unsigned)i,
+                           (unsigned)t->merges[i].left, (unsigned)t->merges[i].right,
+                           (unsigned)t->merges[i].result);
+    for (i = 0; i <= t->bucket_mask; i++)
+        if (!qs_tok_chain_ok(t, i, &seen))
+            return qs_fail(err, QSAE_E_FORMAT, h->off_buckets + 4 * (uint64_t)i,
+                           "tokenizer: merge bucket %u is wrong", (unsigned)i);
+    if (seen != t->n_merges)             /* chains are disjoint: a merge has one hash */
+        return qs_fail(err, QSAE_E_FORMAT, h->off_buckets,
+                       "tokenizer: buckets hold %u of %u merges", (unsigned)seen,
+                       (unsigned)t->n_merges);
+    return QSAE_OK;
+}
+
+/* memcmp order, a prefix before what it starts. */
+static int qs_tok_order(const uint8_t *a, size_t na, const uint8_t *b, size_t nb)
+{
+    int c = memcmp(a, b, na < nb ? na : nb);
+
+    return c != 0 ? c : na < nb ? -1 : na > nb;
+}
+
+static const uint8_t *qs_tok_added_text(const qs_tok *t, uint32_t i, size_t *len)
+{
+    *len = qs_tok_len(t, t->added[i].id);
+    return t->text + t->text_off[t->added[i].id];
+}
+
+/* Added tokens: UTF-8, strictly ascending by content; fills the set of first bytes. */
+static qsae_status qs_tok_bind_added(qs_tok *t, const qs_tok_header *h, qsae_error *err)
+{
+    const uint8_t *text, *before = NULL;
+    size_t len, len_before = 0;
+    uint32_t i;
+
+    for (i = 0; i < t->n_added; i++) {
+        uint64_t at = h->off_added + 8 * (uint64_t)i;
+        if (t->added[i].id >= t->n_tokens || t->added[i].flags > 1)
+            return qs_fail(err, QSAE_E_FORMAT, at, "tokenizer: added token %u: id %u, "
+                           "flags %u", (unsigned)i, (unsigned)t->added[i].id,
+                           (unsigned)t->added[i].flags);
+        text = qs_tok_added_text(t, i, &len);
+        if (len == 0 || !qs_utf8_valid(text, len))
+            return qs_fail(err, QSAE_E_FORMAT, at, "tokenizer: added token %u (id %u) "
+                           "is empty or not UTF-8", (unsigned)i,
+                           (unsigned)t->added[i].id);
+        if (i > 0 && qs_tok_order(before, len_before, text, len) >= 0)
+            return qs_fail(err, QSAE_E_FORMAT, at, "tokenizer: added token %u (id %u) "
+                           "is out of order", (unsigned)i, (unsigned)t->added[i].id);
+        t->added_first[text[0] / 32] |= 1u << text[0] % 32;
+        before = text;
+        len_before = len;
+    }
+    return QSAE_OK;
+}
+
+/* Between the tables lie zeros only. */
+static int qs_tok_gap_ok(const uint8_t *blob, uint64_t from, uint64_t to)
+{
+    while (from < to)
+        if (blob[from++] != 0)
+            return 0;
+    return 1;
+}
+
+static qsae_status qs_tok_bind_gaps(const qs_tok *t, const qs_tok_header *h, qsae_error *err)
+{
+    const uint64_t end[5] = {
+        h->off_text_off + 4 * ((uint64_t)h->n_tokens + 1),
+        h->off_text + (uint64_t)h->text_bytes,
+        h->off_merges + 16 * (uint64_t)h->n_merges,
+        h->off_buckets + 4 * (uint64_t)h->n_buckets,
+        h->off_added + 8 * (uint64_t)h->n_added };
+    const uint64_t next[5] = {
+        h->off_text, h->off_merges, h->off_buckets, h->off_added, h->total_size };
+    int i;
+
+    for (i = 0; i < 5; i++)
+        if (!qs_tok_gap_ok(t->blob, end[i], next[i]))
+            return qs_fail(err, QSAE_E_FORMAT, end[i],
+                           "tokenizer: padding is not zero");
+    return QSAE_OK;
+}
+
+/* Points t into the blob, which must outlive it, after checking all of it:
+   afterwards no call on t can read outside, loop, or depend on anything that was not
+   checked.  Time is linear in the blob.  On failure t is not usable. */
+static qsae_status qs_tok_bind(qs_tok *t, const uint8_t *blob, size_t size, qsae_error *err)
+{
+    qs_tok_header h;
+    qsae_status st;
+
+    memset(t, 0, sizeof *t);
+    if (!blob || (uintptr_t)blob % 64 != 0)
+        return qs_fail(err, QSAE_E_ARG, 0, "tokenizer: blob is not 64-byte aligned");
+    t->blob = blob;
+    t->size = size;
+    if ((st = qs_tok_bind_header(t, &h, err)) != QSAE_OK)
+        return st;
+    t->n_tokens = h.n_tokens;
+    t->n_merges = h.n_merges;
+    t->n_added = h.n_added;
+    t->bucket_mask = h.n_buckets - 1;
+    t->byte_id = (const uint32_t *)(const void *)(blob + h.off_byte_id);
+    t->text_off = (const uint32_t *)(const void *)(blob + h.off_text_off);
+    t->text = blob + h.off_text;
+    t->merges = (const qs_tok_merge *)(const void *)(blob + h.off_merges);
+    t->buckets = (const uint32_t *)(const void *)(blob + h.off_buckets);
+    t->added = (const qs_tok_added *)(const void *)(blob + h.off_added);
+    if ((st = qs_tok_bind_gaps(t, &h, err)) != QSAE_OK
+        || (st = qs_tok_bind_texts(t, &h, err)) != QSAE_OK
+        || (st = qs_tok_bind_merges(t, &h, err)) != QSAE_OK)
+        return st;
+    return qs_tok_bind_added(t, &h, err);
+}
+
+/* ------------------------------------------------------------- queries (private) */
+
+/* The bytes of a token, in the blob; NULL if there is no such token. */
+static const uint8_t *qs_tok_text(const qs_tok *t, int32_t id, size_t *len)
+{
+    *len = 0;
+    if (id < 0 || (uint32_t)id >= t->n_tokens || qs_tok_len(t, (uint32_t)id) == 0)
+        return NULL;
+    *len = qs_tok_len(t, (uint32_t)id);
+    return t->text + t->text_off[id];
+}
+
+/* First of added[lo..hi) whose byte k is at least c.  All share their first k bytes and
+   ascend; a content of k bytes counts as byte -1. */
+static uint32_t qs_tok_added_at(const qs_tok *t, uint32_t lo, uint32_t hi, size_t k,
+                                int c)
+{
+    while (lo < hi) {
+        uint32_t mid = lo + (hi - lo) / 2;
+        size_t len;
+        const uint8_t *text = qs_tok_added_text(t, mid, &len);
+        if ((k < len ? text[k] : -1) < c)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    return lo;
+}
+
+/* Length of the longest added token that s starts with, or 0. */
+static size_t qs_tok_added_match(const qs_tok *t, const uint8_t *s, size_t n,
+                                 int32_t *id)
+{
+    uint32_t lo = 0, hi = t->n_added;
+    size_t k, len, best = 0;
+
+    for (k = 0; k < n && lo < hi; k++) {
+        lo = qs_tok_added_at(t, lo, hi, k, s[k]);
+        hi = qs_tok_added_at(t, lo, hi, k, s[k] + 1);
+        if (lo == hi)
+            break;
+        qs_tok_added_text(t, lo, &len);
+        if (len == k + 1) {              /* the shortest of those left comes first */
+            *id = (int32_t)t->added[lo].id;
+            best = len;
+            lo++;
+        }
+    }
+    return best;
+}
+
+/* 1 and the id if an added token has exactly this content. */
+static int qs_tok_find_added(const qs_tok *t, const char *content, size_t len,
+                             int32_t *id)
+{
+    int32_t found = 0;
+
+    if (len == 0 || qs_tok_added_match(t, (const uint8_t *)content, len, &found) != len)
+        return 0;
+    *id = found;
+    return 1;
+}
+
+/* ------------------------------------------------------------ encoding (private) */
+
+typedef struct qs_enc {
+    const qs_tok *t;
+    int32_t *ids;
+    size_t cap, n;
+    uint8_t *room;                       /* scratch not in use, 8-byte aligned */
+    size_t room_size;
+    qsae_error *err;
+} qs_enc;
+
+static void qs_enc_put(qs_enc *e, uint32_t id)
+{
+    if (e->n < e->cap)
+        e->ids[e->n] = (int32_t)id;
+    e->n++;
+}
+
+/* Takes the first `bytes` of the scratch out of use. */
+static void qs_enc_take(qs_enc *e, size_t bytes)
+{
+    bytes = (bytes + 7) & ~(size_t)7;
+    bytes = bytes < e->room_size ? bytes : e->room_size;
+    e->room += bytes;
+    e->room_size -= bytes;
+}
+
+static qsae_status qs_enc_no_room(qs_enc *e)
+{
+    return qs_fail(e->err, QSAE_E_NOMEM, 0, "tokenizer: scratch is too small");
+}
+
+static qsae_status qs_enc_long(qs_enc *e, const uint8_t *s, size_t n)
+{
+    qs_bpe b = {0};
+    uint32_t i;
+
+    if (n > INT32_MAX)
+        return qs_fail(e->err, QSAE_E_LIMIT, 0, "tokenizer: a piece of %llu bytes",
+                       (unsigned long long)n);
+    if (n > e->room_size / 16)
+        return qs_enc_no_room(e);
+    b.t = e->t;
+    b.n = (uint32_t)n;
+    b.id = (uint32_t *)(void *)e->room;
+    b.rank = b.id + n;
+    b.heap = b.rank + n;
+    b.slot = b.heap + n;
+    qs_bpe_start(&b, s);
+    while (b.n_heap > 0)
+        qs_bpe_merge(&b);
+    for (i = 0; i < b.n; i += qs_bpe_len(&b, i))
+        qs_enc_put(e, b.id[i]);
+    return QSAE_OK;
+}
+
+/* s[0..n), valid UTF-8 without added tokens. */
+static qsae_status qs_enc_plain(qs_enc *e, const uint8_t *s, size_t n)
+{
+    uint8_t *room = e->room;
+    size_t room_size = e->room_size, at, len, i, count;
+    uint32_t id[QS_SMALL];
+    qsae_status st = QSAE_OK;
+
+    if (!qs_nfc_quick(s, n)) {
+        n = qs_nfc(s, n, e->room, e->room_size);
+        if (n == SIZE_MAX)
+            return qs_enc_no_room(e);
+        s = e->room;
+        qs_enc_take(e, n);
+    }
+    for (at = 0; at < n && st == QSAE_OK; at += len) {
+        len = qs_piece(s + at, n - at);
+        if (len > QS_SMALL) {
+            st = qs_enc_long(e, s + at, len);
+            continue;
+        }
+        count = qs_bpe_small(e->t, s + at, len, id);
+        for (i = 0; i < count; i++)
+            qs_enc_put(e, id[i]);
+    }
+    e->room = room;                      /* the next plain text may use it all again */
+    e->room_size = room_size;
+    return st;
+}
+
+static qsae_status qs_enc_text(qs_enc *e, const uint8_t *s, size_t n, int parse_special)
+{
+    size_t from = 0, at = 0, len;
+    int32_t id = 0;
+    qsae_status st;
+
+    while (parse_special && at < n) {
+        if (!(e->t->added_first[s[at] / 32] >> s[at] % 32 & 1)
+            || (len = qs_tok_added_match(e->t, s + at, n - at, &id)) == 0) {
+            at++;
+            continue;
+        }
+        if ((st = qs_enc_plain(e, s + from, at - from)) != QSAE_OK)
+            return st;
+        qs_enc_put(e, (uint32_t)id);
+        from = at += len;
+    }
+    return qs_enc_plain(e, s + from, n - from);
+}
+
+/* Scratch that is enough for any text of this many bytes; SIZE_MAX if it has no
+   size.  Per byte: 3 for the repaired text (a bad byte becomes three), 3 for its NFC
+   (never longer than 3 times), and for each of those 16 in the arrays of a long
+   piece.  Ordinary text (NFC, valid, no word over QS_SMALL bytes) touches none of
+   it. */
+static size_t qs_tok_scratch(size_t text_len)
+{
+    return text_len > (SIZE_MAX - 64) / 54 ? SIZE_MAX : 54 * text_len + 64;
+}
+
+/* Writes the first `cap` ids of the text and returns the count of all in *n (cap may
+   be 0). parse_special 0: added tokens in the text are plain text. */
+static qsae_status qs_tok_encode(const qs_tok *t, const char *text, size_t len,
+                               int parse_special, int32_t *ids, size_t cap, size_t *n,
+                               void *scratch, size_t scratch_size, qsae_error *err)
+{
+    const uint8_t *s = (const uint8_t *)text;
+    size_t skew = (size_t)(8 - (uintptr_t)scratch % 8) % 8;
+    qs_enc e = {0};
+    qsae_status st;
+
+    *n = 0;
+    if ((!text && len) || (!ids && cap) || (!scratch && scratch_size))
+        return qs_fail(err, QSAE_E_ARG, 0, "tokenizer: null text, ids or scratch");
+    if (len > INT32_MAX)
+        return qs_fail(err, QSAE_E_LIMIT, 0, "tokenizer: a text of %llu bytes, the "
+                       "cap is %ld", (unsigned long long)len, (long)INT32_MAX);
+    if (len == 0)
+        return QSAE_OK;
+    e.t = t;
+    e.ids = ids;
+    e.cap = cap;
+    e.err = err;
+    if (scratch_size > skew) {
+        e.room = (uint8_t *)scratch + skew;
+        e.room_size = scratch_size - skew;
+    }
+    if (!qs_utf8_valid(s, len)) {
+        if (e.room_size / 3 < len)
+            return qs_enc_no_room(&e);
+        len = qs_utf8_repair(s, len, e.room);
+        s = e.room;
+        qs_enc_take(&e, len);
+    }
+    if ((st = qs_enc_text(&e, s, len, parse_special)) == QSAE_OK)
+        *n = e.n;
+    return st;
+}
+
+#endif /* QSAE_NO_TOKENIZER */
+
+/* ===================================================================================================
+ * 15 Model: binding tensors (public)
+ * =================================================================================================== */
+
+typedef struct qs_layer {
+    const float *attn_norm; /* [d_model] */
+    const float *q_norm, *k_norm; /* [head_dim] */
+    const float *mlp_norm;  /* [d_model] */
+    qs_mat q;               /* [n_heads * head_dim, d_model] */
+    qs_mat k, v;            /* [n_kv_heads * head_dim, d_model] */
+    qs_mat o;               /* [d_model, n_heads * head_dim] */
+    qs_mat gate, up;        /* [d_ff, d_model] */
+    qs_mat down;            /* [d_model, d_ff] */
+} qs_layer;
+
+struct qsae_model {
+    qs_container file;
+    qsae_model_info info;
+    const qs_kernels *kernels;
+    qs_layer *layers; /* [n_layers] */
+    size_t layers_size; /* bytes */
+    qs_mat embed;     /* [vocab_size, d_model] */
+    qs_mat head;      /* [vocab_size, d_model]; the embedding if tied */
+    const float *final_norm; /* [d_model] */
+    const float *rope;       /* [head_dim / 2] inverse frequencies */
+#if !defined(QSAE_NO_TOKENIZER)
+    qs_tok tok;
+#endif
+    uint8_t *tok_blob; /* heap copy: its offsets are trusted after validation, a mapped file's may change */
+    size_t tok_size;
+};
+
+static qsae_status qs_check_model_record(const qsae_model_record *r, qsae_error *err)
+{
+    qsae_status st;
+    if ((st = qs_check_name(r->name, sizeof r->name, err)) ||
+        (st = qs_in_range("n_layers", r->n_layers, 1, QS_MAX_LAYERS, err)) ||
+        (st = qs_in_range("d_model", r->d_model, 1, QS_MAX_WIDTH, err)) ||
+        (st = qs_in_range("n_heads", r->n_heads, 1, 1024, err)) ||
+        (st = qs_in_range("n_kv_heads", r->n_kv_heads, 1, r->n_heads, err)) ||
+        (st = qs_in_range("head_dim", r->head_dim, 2, 1024, err)) ||
+        (st = qs_in_range("n_heads * head_dim", (uint64_t)r->n_heads * r->head_dim, 2, QS_MAX_WIDTH, err)) ||
+        (st = qs_in_range("d_ff", r->d_ff, 1, QS_MAX_FF, err)) ||
+        (st = qs_in_range("vocab_size", r->vocab_size, 1, QS_MAX_VOCAB, err)) ||
+        (st = qs_in_range("max_positions", r->max_positions, 1, (uint64_t)1 << 30, err)) ||
+        (st = qs_in_range("n_eos", r->n_eos, 0, QSAE_MAX_EOS, err)) ||
+        (st = qs_in_range("flags", r->flags, 0, QSAE_MODEL_TIED, err)))
+        return st;
+    if (r->n_heads % r->n_kv_heads)
+        return qs_fail(err, QSAE_E_FORMAT, 64, "n_heads %u is not a multiple of n_kv_heads %u", r->n_heads,
+                       r->n_kv_heads);
+    if (r->head_dim % 2) return qs_fail(err, QSAE_E_FORMAT, 64, "head_dim %u is odd", r->head_dim);
+    if (!(r->rope_theta > 0 && r->rope_theta <= 1e30))
+        return qs_fail(err, QSAE_E_FORMAT, 64, "rope_theta is %g", r->rope_theta);
+    if (!(r->rms_eps > 0 && r->rms_eps < 1))
+        return qs_fail(err, QSAE_E_FORMAT, 64, "rms_eps is %g", (double)r->rms_eps);
+    for (uint32_t i = 0; i < 8; i++)
+        if (r->eos[i] < 0 || (uint32_t)r->eos[i] >= r->vocab_size || (i >= r->n_eos && r->eos[i]))
+            return qs_fail(err, QSAE_E_FORMAT, 64, "end token %u is %d, vocab_size is %u", i, r->eos[i],
+                           r->vocab_size);
+    if (r->bos < -1 || (r->bos >= 0 && (uint32_t)r->bos >= r->vocab_size))
+        return qs_fail(err, QSAE_E_FORMAT, 64, "bos is %d, vocab_size is %u", r->bos, r->vocab_size);
+    if (!qs_all_zero(r->zero, sizeof r->zero))
+        return qs_fail(err, QSAE_E_FORMAT, 64, "a reserved field of the model record is not 0");
+    return QSAE_OK;
+}
+
+static void qs_fill_info(const qsae_model_record *r, qsae_model_info *i)
+{
+    i->n_layers = (int32_t)r->n_layers;
+    i->d_model = (int32_t)r->d_model;
+    i->n_heads = (int32_t)r->n_heads;
+    i->n_kv_heads = (int32_t)r->n_kv_heads;
+    i->head_dim = (int32_t)r->head_dim;
+    i->d_ff = (int32_t)r->d_ff;
+    i->vocab_size = (int32_t)r->vocab_size;
+    i->max_positions = (int32_t)r->max_positions;
+    i->rope_theta = r->rope_theta;
+    i->rms_eps = r->rms_eps;
+    i->tied = (r->flags & QSAE_MODEL_TIED) != 0;
+    i->n_eos = (int32_t)r->n_eos;
+    memcpy(i->eos, r->eos, sizeof r->eos);
+}
+
+static qsae_status qs_bind_layer(qs_cursor *k, uint32_t l, const qsae_model_record *r, qs_layer *y,
+                                 qsae_error *err)
+{
+    uint64_t d = r->d_model, dq = (uint64_t)r->n_heads * r->head_dim;
+    uint64_t dkv = (uint64_t)r->n_kv_heads * r->head_dim;
+    uint32_t g = 1 + l;
+    qsae_status st;
+    if ((st = qs_expect_vector(k, g, QSAE_ROLE_ATTN_NORM, d, &y->attn_norm, err)) ||
+        (st = qs_expect_mat(k, g, QSAE_ROLE_Q, dq, d, &y->q, err)) ||
+        (st = qs_expect_mat(k, g, QSAE_ROLE_K, dkv, d, &y->k, err)) ||
+        (st = qs_expect_mat(k, g, QSAE_ROLE_V, dkv, d, &y->v, err)) ||
+        (st = qs_expect_vector(k, g, QSAE_ROLE_Q_NORM, r->head_dim, &y->q_norm, err)) ||
+        (st = qs_expect_vector(k, g, QSAE_ROLE_K_NORM, r->head_dim, &y->k_norm, err)) ||
+        (st = qs_expect_mat(k, g, QSAE_ROLE_O, d, dq, &y->o, err)) ||
+        (st = qs_expect_vector(k, g, QSAE_ROLE_MLP_NORM, d, &y->mlp_norm, err)) ||
+        (st = qs_expect_mat(k, g, QSAE_ROLE_GATE, r->d_ff, d, &y->gate, err)) ||
+        (st = qs_expect_mat(k, g, QSAE_ROLE_UP, r->d_ff, d, &y->up, err)) ||
+        (st = qs_expect_mat(k, g, QSAE_ROLE_DOWN, d, r->d_ff, &y->down, err)))
+        return st;
+    return QSAE_OK;
+}
+
+static qsae_status qs_bind_tokenizer(qs_cursor *k, qsae_model *m, qsae_error *err)
+{
+    if (!qs_next_is(k, 0, QSAE_ROLE_TOKENIZER)) return QSAE_OK;
+    const qsae_tensor_record *t = &k->c->tensors[k->next++];
+    if (t->layout != QSAE_LAYOUT_BYTES)
+        return qs_tensor_fail(err, QSAE_E_FORMAT, t, "layout", t->layout, QSAE_LAYOUT_BYTES);
+#if defined(QSAE_NO_TOKENIZER)
+    (void)m;
+    return QSAE_OK;
+#else
+    m->tok_blob = qs_alloc(&m->file.alloc, (size_t)t->cols);
+    if (!m->tok_blob)
+        return qs_fail(err, QSAE_E_NOMEM, t->offset, "no memory for a tokenizer of %llu bytes",
+                       (unsigned long long)t->cols);
+    m->tok_size = (size_t)t->cols;
+    memcpy(m->tok_blob, k->c->file.data + t->offset, m->tok_size);
+    qsae_status st = qs_tok_bind(&m->tok, m->tok_blob, m->tok_size, err);
+    if (st) return st;
+    if (m->tok.n_tokens > (uint32_t)m->info.vocab_size)
+        return qs_fail(err, QSAE_E_MISMATCH, t->offset, "the tokenizer has %u tokens, vocab_size is %d",
+                       m->tok.n_tokens, m->info.vocab_size);
+    m->info.n_tokens = (int32_t)m->tok.n_tokens;
+    return QSAE_OK;
+#endif
+}
+
+static qsae_status qs_bind_model(qsae_model *m, qsae_error *err)
+{
+    const qsae_model_record *r = (const void *)m->file.index;
+    qsae_status st = qs_check_model_record(r, err);
+    if (st) return st;
+    qs_fill_info(r, &m->info);
+    m->layers_size = r->n_layers * sizeof(qs_layer);
+    m->layers = qs_alloc(&m->file.alloc, m->layers_size);
+    if (!m->layers) return qs_fail(err, QSAE_E_NOMEM, 0, "no memory for %u layers", r->n_layers);
+    qs_cursor k = {&m->file, 0};
+    int tied = m->info.tied;
+    if ((st = qs_expect_mat(&k, 0, QSAE_ROLE_EMBED, r->vocab_size, r->d_model, &m->embed, err)) ||
+        (st = qs_expect_vector(&k, 0, QSAE_ROLE_FINAL_NORM, r->d_model, &m->final_norm, err)) ||
+        (!tied &&
+         (st = qs_expect_mat(&k, 0, QSAE_ROLE_LM_HEAD, r->vocab_size, r->d_model, &m->head, err))) ||
+        (st = qs_expect_vector(&k, 0, QSAE_ROLE_ROPE, r->head_dim / 2, &m->rope, err)) ||
+        (st = qs_bind_tokenizer(&k, m, err)) || (st = qs_skip_meta(&k, 0, err)))
+        return st;
+    if (tied) m->head = m->embed;
+    uint32_t types = 1u << m->embed.type | 1u << m->head.type;
+    for (uint32_t l = 0; l < r->n_layers; l++) {
+        qs_layer *y = &m->layers[l];
+        if ((st = qs_bind_layer(&k, l, r, y, err)) != QSAE_OK) return st;
+        types |= 1u << y->q.type | 1u << y->k.type | 1u << y->v.type | 1u << y->o.type |
+                 1u << y->gate.type | 1u << y->up.type | 1u << y->down.type;
+    }
+    m->info.weight_type = types == 1u << QSAE_TYPE_F32    ? "f32"
+                          : types == 1u << QSAE_TYPE_BF16 ? "bf16"
+                                                          : "mixed";
+    return qs_expect_end(&k, err);
+}
+
+static qsae_status qs_model_open(const char *path, const void *data, size_t size,
+                                 const qsae_open_options *options, qsae_model **out, qsae_error *err)
+{
+    if (!out) return qs_fail(err, QSAE_E_ARG, 0, "out is NULL");
+    qsae_isa isa = options ? options->isa : QSAE_ISA_AUTO;
+    qsae_status st = qs_choose_isa(&isa, err);
+    if (st) return st;
+    qs_container file;
+    if ((st = qs_container_open(&file, path, data, size, options, QSAE_KIND_MODEL, err)) != QSAE_OK)
+        return st;
+    qsae_model *m = qs_alloc(&file.alloc, sizeof *m);
+    if (!m) {
+        qs_container_close(&file);
+        return qs_fail(err, QSAE_E_NOMEM, 0, "no memory for a model");
+    }
+    memset(m, 0, sizeof *m);
+    m->file = file;
+    m->kernels = qs_kernels_of(isa);
+    m->info.isa = isa;
+    m->info.file_size = file.head.file_size;
+    if ((st = qs_bind_model(m, err)) != QSAE_OK) {
+        qsae_model_close(m);
+        return st;
+    }
+    *out = m;
+    return QSAE_OK;
+}
+
+qsae_status qsae_model_open(const char *path, const qsae_open_options *options, qsae_model **out,
+                            qsae_error *err)
+{
+    if (!path) return qs_fail(err, QSAE_E_ARG, 0, "path is NULL");
+    return qs_model_open(path, NULL, 0, options, out, err);
+}
+
+qsae_status qsae_model_open_memory(const void *data, size_t size, const qsae_open_options *options,
+                                   qsae_model **out, qsae_error *err)
+{
+    return qs_model_open(NULL, data, size, options, out, err);
+}
+
+void qsae_model_close(qsae_model *model)
+{
+    if (!model) return;
+    qs_container file = model->file;
+    qs_release(&file.alloc, model->tok_blob, model->tok_size);
+    qs_release(&file.alloc, model->layers, model->layers_size);
+    qs_release(&file.alloc, model, sizeof *model);
+    qs_container_close(&file);
+}
+
+void qsae_model_get_info(const qsae_model *model, qsae_model_info *info) { *info = model->info; }
+
+size_t qsae_site_width(const qsae_model *model, qsae_site site)
+{
+    if (site == QSAE_ATTN_Z) return (size_t)model->info.n_heads * (size_t)model->info.head_dim;
+    return (size_t)(site == QSAE_LOGITS ? model->info.vocab_size : model->info.d_model);
+}
+
+#if !defined(QSAE_NO_TOKENIZER)
+
+/* parse_special: recognise added tokens. *n may exceed cap. Shared by qsae_tokenize and the chat format. */
+static qsae_status qs_tokenize(const qsae_model *m, const char *text, size_t len, int parse_special,
+                               int32_t *ids, size_t cap, size_t *n, qsae_error *err)
+{
+    if (!m->tok_blob) return qs_fail(err, QSAE_E_STATE, 0, "the file has no tokenizer");
+    size_t scratch_size = qs_tok_scratch(len);
+    void *scratch = scratch_size == SIZE_MAX ? NULL : qs_alloc(&m->file.alloc, scratch_size);
+    if (!scratch) return qs_fail(err, QSAE_E_NOMEM, 0, "no memory to tokenize %zu bytes", len);
+    qsae_status st =
+        qs_tok_encode(&m->tok, text, len, parse_special, ids, cap, n, scratch, scratch_size, err);
+    qs_release(&m->file.alloc, scratch, scratch_size);
+    return st;
+}
+
+qsae_status qsae_tokenize(const qsae_model *model, const char *text, size_t len, unsigned flags,
+                          int32_t *ids, size_t cap, size_t *n, qsae_error *err)
+{
+    if (!model || !n || (!text && len) || (!ids && cap))
+        return qs_fail(err, QSAE_E_ARG, 0, "tokenize: a pointer is NULL");
+    if (flags & ~QSAE_TOK_SPECIAL) return qs_fail(err, QSAE_E_ARG, 0, "tokenize: unknown flags 0x%x", flags);
+    if (len > INT32_MAX)
+        return qs_fail(err, QSAE_E_LIMIT, 0, "text has %zu bytes, at most %d", len, INT32_MAX);
+    qsae_status st =
+        qs_tokenize(model, text ? text : "", len, flags & QSAE_TOK_SPECIAL ? 1 : 0, ids, cap, n, err);
+    if (st == QSAE_OK && *n > cap)
+        return qs_fail(err, QSAE_E_LIMIT, 0, "the text has %zu tokens, the buffer holds %zu", *n, cap);
+    return st;
+}
+
+const char *qsae_token_text(const qsae_model *model, int32_t id, size_t *len)
+{
+    *len = 0;
+    return model->tok_blob ? (const char *)qs_tok_text(&model->tok, id, len) : NULL;
+}
+
+size_t qsae_utf8_complete(const char *text, size_t len)
+{
+    return qs_utf8_complete((const uint8_t *)text, len);
+}
+
+#else
+
+qsae_status qsae_tokenize(const qsae_model *model, const char *text, size_t len, unsigned flags,
+                          int32_t *ids, size_t cap, size_t *n, qsae_error *err)
+{
+    (void)model, (void)text, (void)len, (void)flags, (void)ids, (void)cap, (void)n;
+    return qs_fail(err, QSAE_E_UNSUP, 0, "this build has no tokenizer (QSAE_NO_TOKENIZER)");
+}
+
+const char *qsae_token_text(const qsae_model *model, int32_t id, size_t *len)
+{
+    (void)model, (void)id;
+    *len = 0;
+    return NULL;
+}
+
+size_t qsae_utf8_complete(const char *text, size_t len)
+{
+    (void)text;
+    return len;
+}
+
+#endif
+
+/* ===================================================================================================
+ * 16 SAE: open, encode, decode (public)
+ *
+ * One function turns the product e_i . x into a feature's value (qs_feature_value): the dense encode and the
+ * edits, which read single rows, share it, and so agree to the bit.
+ * =================================================================================================== */
+
+#define QS_SAE_ROWS 8 /* rows encoded per pass over the weights */
+#define QS_SAE_TILE 64 /* features per unit of work */
+
+struct qsae_sae {
+    qs_container file;
+    qsae_sae_info info;
+    const qs_kernels *kernels;
+    size_t d_in, d_out, d_sae;
+    size_t in_ld;  /* floats of a padded input row: what an encoder row holds */
+    size_t out_ld; /* the same for the decoder */
+    const uint8_t *enc, *dec; /* [d_sae] rows */
+    size_t enc_row, dec_row;  /* bytes */
+    uint32_t enc_type, dec_type;
+    const float *b_enc, *theta, *mag_scale, *mag_bias; /* [d_sae] */
+    const float *b_dec;                                /* [d_out] */
+    qs_mat skip;                                       /* [d_out, d_in], if info.has_skip */
+    qsae_sae_record record;
+};
+
+/* ---- opening ---- */
+
+static qsae_status qs_check_sae_record(const qsae_sae_record *r, qsae_error *err)
+{
+    qsae_status st;
+    if ((st = qs_check_name(r->name, sizeof r->name, err)) ||
+        (st = qs_in_range("site_in", r->site_in, 0, QSAE_SITE_COUNT - 1, err)) ||
+        (st = qs_in_range("site_out", r->site_out, 0, QSAE_SITE_COUNT - 1, err)) ||
+        (st = qs_in_range("layer_in", r->layer_in, 0, QS_MAX_LAYERS - 1, err)) ||
+        (st = qs_in_range("layer_out", r->layer_out, 0, QS_MAX_LAYERS - 1, err)) ||
+        (st = qs_in_range("d_in", r->d_in, 1, QS_MAX_WIDTH, err)) ||
+        (st = qs_in_range("d_out", r->d_out, 1, QS_MAX_WIDTH, err)) ||
+        (st = qs_in_range("d_sae", r->d_sae, 1, QS_MAX_D_SAE, err)) ||
+        (st = qs_in_range("activation", r->activation, QSAE_ACT_RELU, QSAE_ACT_GATED, err)) ||
+        (st = qs_in_range("norm", r->norm, 0, QSAE_NORM_LAYER, err)) ||
+        (st = qs_in_range("flags", r->flags, 0, QSAE_SAE_SKIP, err)) ||
+        (st = qs_in_range("feature_unit", r->feature_unit, 0, QSAE_UNIT_NORMALIZED, err)))
+        return st;
+    int topk = r->activation == QSAE_ACT_TOPK;
+    if ((st = qs_in_range("k", r->k, topk, topk ? r->d_sae : 0, err)) != QSAE_OK) return st;
+    if (qs_site_before(r->layer_out, r->site_out, r->layer_in, r->site_in))
+        return qs_fail(err, QSAE_E_FORMAT, 64, "the SAE writes %s of layer %u before it reads %s of layer %u",
+                       QS_SITE_NAMES[r->site_out], r->layer_out, QS_SITE_NAMES[r->site_in], r->layer_in);
+    if (r->site_in == r->site_out && r->layer_in == r->layer_out && r->d_in != r->d_out)
+        return qs_fail(err, QSAE_E_FORMAT, 64, "d_in is %u, d_out %u, at one site", r->d_in, r->d_out);
+    if (r->norm == QSAE_NORM_LAYER && r->d_in < 2)
+        return qs_fail(err, QSAE_E_FORMAT, 64, "layer norm needs d_in >= 2, it is %u", r->d_in);
+    if (!qs_all_zero(r->zero, sizeof r->zero))
+        return qs_fail(err, QSAE_E_FORMAT, 64, "a reserved field of an SAE record is not 0");
+    return QSAE_OK;
+}
+
+/* Members are sorted by (layer_in, site_in, layer_out, site_out, name), strictly. */
+static int qs_member_order(const qsae_sae_record *a, const qsae_sae_record *b)
+{
+    if (a->layer_in != b->layer_in) return a->layer_in < b->layer_in ? -1 : 1;
+    if (a->site_in != b->site_in) return a->site_in < b->site_in ? -1 : 1;
+    if (a->layer_out != b->layer_out) return a->layer_out < b->layer_out ? -1 : 1;
+    if (a->site_out != b->site_out) return a->site_out < b->site_out ? -1 : 1;
+    return strcmp(a->name, b->name);
+}
+
+static const qsae_sae_record *qs_members(const qs_container *c) { return (const void *)c->index; }
+
+/* Which member the options mean, into *member. */
+static qsae_status qs_select_member(const qs_container *c, const qsae_sae_options *o, uint32_t *member,
+                                    qsae_error *err)
+{
+    const qsae_sae_record *r = qs_members(c);
+    uint32_t n = c->head.n_records, hits = 0;
+    qsae_select how = o ? o->select : QSAE_SELECT_ONLY;
+    *member = 0;
+    if (how == QSAE_SELECT_ONLY) {
+        if (n == 1) return QSAE_OK;
+        return qs_fail(err, QSAE_E_ARG, 0, "the file holds %u SAEs (first: %s layer %u, %.60s): say which", n,
+                       QS_SITE_NAMES[r->site_in], r->layer_in, r->name);
+    }
+    if (how == QSAE_SELECT_INDEX) {
+        if (o->index >= 0 && (uint32_t)o->index < n) return *member = (uint32_t)o->index, QSAE_OK;
+        return qs_fail(err, QSAE_E_ARG, 0, "SAE index %d, the file holds %u", o->index, n);
+    }
+    if (how != QSAE_SELECT_SITE || (unsigned)o->site >= QSAE_SITE_COUNT)
+        return qs_fail(err, QSAE_E_ARG, 0, "the selection of the SAE is not valid");
+    for (uint32_t i = 0; i < n; i++) {
+        if (r[i].site_in != (uint32_t)o->site || (int64_t)r[i].layer_in != o->layer) continue;
+        if (o->name && strcmp(o->name, r[i].name) != 0) continue;
+        if (!hits++) *member = i;
+    }
+    if (hits == 1) return QSAE_OK;
+    return qs_fail(err, QSAE_E_ARG, 0, "%u of %u SAEs read %s of layer %d%s%.60s", hits, n,
+                   QS_SITE_NAMES[o->site], o->layer, o->name ? " and are called " : ": name one",
+                   o->name ? o->name : "");
+}
+
+static qsae_status qs_expect_rows(qs_cursor *k, uint32_t group, uint32_t role, uint64_t rows, uint64_t cols,
+                                  const uint8_t **w, size_t *row_bytes, uint32_t *type, qsae_error *err)
+{
+    const qsae_tensor_record *t;
+    qsae_status st = qs_expect(k, group, role, QSAE_LAYOUT_ROWS, rows, cols, &t, err);
+    if (st) return st;
+    *w = k->c->file.data + t->offset;
+    *row_bytes = (size_t)qs_row_bytes(t->type, cols);
+    *type = t->type;
+    return QSAE_OK;
+}
+
+/* Binds member g - 1's tensors into *s; every member is checked, the last call's result is not kept. */
+static qsae_status qs_bind_member(qs_cursor *k, uint32_t g, const qsae_sae_record *r, qsae_sae *s,
+                                  qsae_error *err)
+{
+    int jump = r->activation == QSAE_ACT_JUMPRELU, gated = r->activation == QSAE_ACT_GATED;
+    qsae_status st;
+    if ((st = qs_skip_meta(k, g, err)) ||
+        (st = qs_expect_rows(k, g, QSAE_ROLE_ENC, r->d_sae, r->d_in, &s->enc, &s->enc_row, &s->enc_type,
+                             err)) ||
+        (st = qs_expect_rows(k, g, QSAE_ROLE_DEC, r->d_sae, r->d_out, &s->dec, &s->dec_row, &s->dec_type,
+                             err)) ||
+        (st = qs_expect_vector(k, g, QSAE_ROLE_B_ENC, r->d_sae, &s->b_enc, err)) ||
+        (jump && (st = qs_expect_vector(k, g, QSAE_ROLE_THETA, r->d_sae, &s->theta, err))) ||
+        (gated && (st = qs_expect_vector(k, g, QSAE_ROLE_MAG_SCALE, r->d_sae, &s->mag_scale, err))) ||
+        (gated && (st = qs_expect_vector(k, g, QSAE_ROLE_MAG_BIAS, r->d_sae, &s->mag_bias, err))) ||
+        (st = qs_expect_vector(k, g, QSAE_ROLE_B_DEC, r->d_out, &s->b_dec, err)) ||
+        ((r->flags & QSAE_SAE_SKIP) &&
+         (st = qs_expect_mat(k, g, QSAE_ROLE_SKIP, r->d_out, r->d_in, &s->skip, err))))
+        return st;
+    s->record = *r;
+    s->d_in = r->d_in;
+    s->d_out = r->d_out;
+    s->d_sae = r->d_sae;
+    s->in_ld = s->enc_row / (s->enc_type == QSAE_TYPE_F32 ? 4 : 2);
+    s->out_ld = s->dec_row / (s->dec_type == QSAE_TYPE_F32 ? 4 : 2);
+    return QSAE_OK;
+}
+
+static qsae_status qs_bind_sae(qsae_sae *s, uint32_t member, qsae_error *err)
+{
+    const qs_container *c = &s->file;
+    const qsae_sae_record *r = qs_members(c);
+    qs_cursor k = {c, 0};
+    qsae_status st = qs_skip_meta(&k, 0, err);
+    if (st) return st;
+    for (uint32_t i = 0; i < c->head.n_records; i++) {
+        qsae_sae other;
+        memset(&other, 0, sizeof other);
+        if ((st = qs_check_sae_record(&r[i], err)) != QSAE_OK) return st;
+        if (i && qs_member_order(&r[i - 1], &r[i]) >= 0)
+            return qs_fail(err, QSAE_E_FORMAT, 64, "SAE %u of the file is not in order", i);
+        if ((st = qs_bind_member(&k, 1 + i, &r[i], i == member ? s : &other, err)) != QSAE_OK) return st;
+    }
+    return qs_expect_end(&k, err);
+}
+
+static void qs_fill_sae_info(qsae_sae *s, uint32_t member, qsae_isa isa)
+{
+    const qsae_sae_record *r = &s->record;
+    qsae_sae_info *i = &s->info;
+    i->name = r->name;
+    i->feature_unit = r->feature_unit == QSAE_UNIT_RAW ? "raw" : "normalized";
+    i->site_in = (qsae_site)r->site_in;
+    i->site_out = (qsae_site)r->site_out;
+    i->layer_in = (int32_t)r->layer_in;
+    i->layer_out = (int32_t)r->layer_out;
+    i->d_in = (int32_t)r->d_in;
+    i->d_out = (int32_t)r->d_out;
+    i->d_sae = (int32_t)r->d_sae;
+    i->k = (int32_t)r->k;
+    i->activation = (qsae_activation)r->activation;
+    i->norm = (qsae_norm)r->norm;
+    i->has_skip = (r->flags & QSAE_SAE_SKIP) != 0;
+    i->is_transcoder = r->site_in != r->site_out || r->layer_in != r->layer_out;
+    i->weight_type = s->enc_type != s->dec_type ? "mixed" : s->enc_type == QSAE_TYPE_F32 ? "f32" : "bf16";
+    i->index = (int32_t)member;
+    i->n_members = (int32_t)s->file.head.n_records;
+    i->isa = isa;
+    i->file_size = s->file.head.file_size;
+}
+
+static qsae_status qs_sae_open(const char *path, const void *data, size_t size,
+                               const qsae_sae_options *options, qsae_sae **out, qsae_error *err)
+{
+    if (!out) return qs_fail(err, QSAE_E_ARG, 0, "out is NULL");
+    qsae_isa isa = options ? options->open.isa : QSAE_ISA_AUTO;
+    qsae_status st = qs_choose_isa(&isa, err);
+    if (st) return st;
+    qs_container file;
+    st = qs_container_open(&file, path, data, size, options ? &options->open : NULL, QSAE_KIND_SAE, err);
+    if (st) return st;
+    qsae_sae *s = qs_alloc(&file.alloc, sizeof *s);
+    if (!s) {
+        qs_container_close(&file);
+        return qs_fail(err, QSAE_E_NOMEM, 0, "no memory for an SAE");
+    }
+    memset(s, 0, sizeof *s);
+    s->file = file;
+    s->kernels = qs_kernels_of(isa);
+    uint32_t member;
+    if ((st = qs_bind_sae(s, UINT32_MAX, err)) || /* all records valid before one is chosen by them */
+        (st = qs_select_member(&s->file, options, &member, err)) || (st = qs_bind_sae(s, member, err))) {
+        qsae_sae_close(s);
+        return st;
+    }
+    qs_fill_sae_info(s, member, isa);
+    *out = s;
+    return QSAE_OK;
+}
+
+qsae_status qsae_sae_open(const char *path, const qsae_sae_options *options, qsae_sae **out,
+                          qsae_error *err)
+{
+    if (!path) return qs_fail(err, QSAE_E_ARG, 0, "path is NULL");
+    return qs_sae_open(path, NULL, 0, options, out, err);
+}
+
+qsae_status qsae_sae_open_memory(const void *data, size_t size, const qsae_sae_options *options,
+                                 qsae_sae **out, qsae_error *err)
+{
+    return qs_sae_open(NULL, data, size, options, out, err);
+}
+
+void qsae_sae_close(qsae_sae *sae)
+{
+    if (!sae) return;
+    qs_container file = sae->file;
+    qs_release(&file.alloc, sae, sizeof *sae);
+    qs_container_close(&file);
+}
+
+void qsae_sae_get_info(const qsae_sae *sae, qsae_sae_info *info) { *info = sae->info; }
+
+/* ---- a small heap, for top-k here and for sampling ---- */
+
+typedef struct qs_pair {
+    float value;
+    uint32_t index;
+} qs_pair;
+
+typedef int (*qs_before)(qs_pair a, qs_pair b); /* a total order */
+
+static int qs_larger_first(qs_pair a, qs_pair b) /* ties to the lower index */
+{
+    return a.value != b.value ? a.value > b.value : a.index < b.index;
+}
+
+static int qs_smaller_first(qs_pair a, qs_pair b) { return qs_larger_first(b, a); }
+static int qs_index_first(qs_pair a, qs_pair b) { return a.index < b.index; }
+
+/* h[0] is the last in order of the heap h[0..n); restores that below `at`. */
+static void qs_sift(qs_pair *h, size_t n, size_t at, qs_before before)
+{
+    for (;;) {
+        size_t last = at, l = 2 * at + 1, r = l + 1;
+        if (l < n && before(h[last], h[l])) last = l;
+        if (r < n && before(h[last], h[r])) last = r;
+        if (last == at) return;
+        qs_pair t = h[at];
+        h[at] = h[last];
+        h[last] = t;
+        at = last;
+    }
+}
+
+static void qs_heapify(qs_pair *h, size_t n, qs_before before)
+{
+    for (size_t i = n / 2; i-- > 0;) qs_sift(h, n, i, before);
+}
+
+static void qs_sort(qs_pair *h, size_t n, qs_before before)
+{
+    qs_heapify(h, n, before);
+    for (; n > 1; n--) {
+        qs_pair t = h[0];
+        h[0] = h[n - 1];
+        h[n - 1] = t;
+        qs_sift(h, n - 1, 0, before);
+    }
+}
+
+/* ---- encode ---- */
+
+/* Scale of one row under the SAE's per-token norm: norm(x) = (x - shift) * in, unnorm(y) = y * out + shift. */
+typedef struct qs_row_norm {
+    float shift, in, out;
+} qs_row_norm;
+
+/* Copies x [d_in] into to [in_ld], normalised and zero-padded. A row of zeros stays one. */
+static qs_row_norm qs_normalize(const qsae_sae *s, const float *x, float *to)
+{
+    qs_row_norm m = {0.0f, 1.0f, 1.0f};
+    size_t n = s->d_in;
+    memset(to + n, 0, (s->in_ld - n) * sizeof *to);
+    memcpy(to, x, n * sizeof *to);
+    if (s->info.norm == QSAE_NORM_CONSTANT) {
+        double norm = sqrt(qs_sum_squares(x, n));
+        if (norm > 0) {
+            m.in = (float)(sqrt((double)n) / norm);
+            m.out = (float)(norm / sqrt((double)n));
+        }
+    } else if (s->info.norm == QSAE_NORM_LAYER) {
+        double sum = 0;
+        for (size_t j = 0; j < n; j++) sum += x[j];
+        m.shift = (float)(sum / (double)n);
+        for (size_t j = 0; j < n; j++) to[j] = x[j] - m.shift;
+        float std = (float)sqrt(qs_sum_squares(to, n) / (double)(n - 1));
+        m.in = 1.0f / (std + 1e-5f);
+        m.out = std;
+    }
+    if (m.in != 1.0f)
+        for (size_t j = 0; j < n; j++) to[j] = to[j] * m.in;
+    if (s->info.is_transcoder) m.out = 1.0f, m.shift = 0.0f; /* a prediction has its own scale */
+    return m;
+}
+
+/* f_i from e_i . norm(x); for TOPK the value that is selected on. */
+static float qs_feature_value(const qsae_sae *s, size_t i, float dot)
+{
+    float z = dot + s->b_enc[i];
+    switch (s->info.activation) {
+    case QSAE_ACT_RELU: return z > 0.0f ? z : 0.0f;
+    case QSAE_ACT_JUMPRELU: return z > s->theta[i] && z > 0.0f ? z : 0.0f;
+    case QSAE_ACT_GATED: {
+        float mag = s->mag_scale[i] * dot + s->mag_bias[i];
+        return z > 0.0f && mag > 0.0f ? mag : 0.0f;
+    }
+    default: return z;
+    }
+}
+
+/* z[t][i] = value of feature i for nt normalised rows x, all features */
+typedef struct qs_encode_job {
+    const qsae_sae *s;
+    const float *x; /* [nt, in_ld] */
+    size_t nt;
+    float *z; /* [nt, d_sae] */
+} qs_encode_job;
+
+static void qs_encode_task(void *arg, size_t lo, size_t hi, size_t thread)
+{
+    const qs_encode_job *j = arg;
+    const qsae_sae *s = j->s;
+    (void)thread;
+    size_t i0 = lo * QS_SAE_TILE, i1 = qs_min(hi * QS_SAE_TILE, s->d_sae);
+    s->kernels->dots[s->enc_type](s->enc + i0 * s->enc_row, s->enc_row, i1 - i0, s->in_ld, j->x, s->in_ld,
+                                  j->nt, j->z + i0, s->d_sae);
+    for (size_t t = 0; t < j->nt; t++)
+        for (size_t i = i0; i < i1; i++)
+            j->z[t * s->d_sae + i] = qs_feature_value(s, i, j->z[t * s->d_sae + i]);
+}
+
+static void qs_encode_dense(const qsae_sae *s, const float *x, size_t nt, float *z, int n_threads)
+{
+    qs_encode_job job = {s, x, nt, z};
+    qs_parallel(n_threads, (s->d_sae + QS_SAE_TILE - 1) / QS_SAE_TILE, nt * s->in_ld * QS_SAE_TILE,
+                qs_encode_task, &job);
+}
+
+/* Keeps the k largest of z [d_sae] and zeroes the rest and what is not positive. heap: [k] scratch. */
+static void qs_keep_top_k(const qsae_sae *s, float *z, qs_pair *heap)
+{
+    size_t k = (size_t)s->info.k, n = 0;
+    for (size_t i = 0; i < s->d_sae; i++) {
+        qs_pair p = {z[i], (uint32_t)i};
+        if (n < k) {
+            heap[n++] = p;
+            if (n == k) qs_heapify(heap, k, qs_larger_first);
+        } else if (qs_larger_first(p, heap[0])) {
+            heap[0] = p;
+            qs_sift(heap, k, 0, qs_larger_first);
+        }
+    }
+    qs_sort(heap, k, qs_index_first);
+    memset(z, 0, s->d_sae * sizeof *z);
+    for (size_t i = 0; i < k; i++)
+        if (heap[i].value > 0.0f) z[heap[i].index] = heap[i].value;
+}
+
+/* The scratch of encode and decode. */
+typedef struct qs_sae_scratch {
+    float *x;      /* [QS_SAE_ROWS, in_ld] normalised inputs */
+    float *z;      /* [QS_SAE_ROWS, d_sae] */
+    float *y;      /* [out_ld up to 16] one output row; and the skip's */
+    float *skip;
+    qs_pair *heap; /* [k] */
+} qs_sae_scratch;
+
+static size_t qs_lay_sae_scratch(const qsae_sae *s, size_t n, void *base, qs_sae_scratch *to)
+{
+    qs_carve c = {base, 0, 0};
+    size_t rows = qs_min(n, QS_SAE_ROWS), d_out = qs_up16(s->out_ld), cells;
+    if (!qs_mul(rows, s->d_sae, &cells)) return SIZE_MAX;
+    to->x = qs_cut(&c, rows * s->in_ld, sizeof(float));
+    to->z = qs_cut(&c, cells, sizeof(float));
+    to->y = qs_cut(&c, d_out, sizeof(float));
+    to->skip = qs_cut(&c, d_out, sizeof(float));
+    to->heap = qs_cut(&c, (size_t)s->info.k, sizeof(qs_pair));
+    return c.overflow ? SIZE_MAX : c.used;
+}
+
+size_t qsae_sae_scratch_size(const qsae_sae *sae, size_t n)
+{
+    qs_sae_scratch unused;
+    size_t size = qs_lay_sae_scratch(sae, n, NULL, &unused);
+    return size == SIZE_MAX || !qs_add(size, 63, &size) ? SIZE_MAX : size; /* any alignment */
+}
+
+/* Lays the scratch into the caller's block, or says how much it lacks. */
+static qsae_status qs_take_scratch(const qsae_sae *s, size_t n, void *scratch, size_t size,
+                                   qs_sae_scratch *to, qsae_error *err)
+{
+    size_t need = qsae_sae_scratch_size(s, n);
+    if (!scratch || size < need)
+        return qs_fail(err, QSAE_E_ARG, 0, "scratch has %zu bytes, needs %zu", scratch ? size : 0, need);
+    char *base = (char *)scratch + (64 - (uintptr_t)scratch % 64) % 64;
+    qs_lay_sae_scratch(s, n, base, to);
+    return QSAE_OK;
+}
+
+/* Full features of nt <= QS_SAE_ROWS rows of x (ld apart) into w->z, the rows' norms into m [nt]; `first`
+ * names row 0 in messages. */
+static qsae_status qs_encode_rows(const qsae_sae *s, const float *x, size_t ld, size_t nt, size_t first,
+                                  const qs_sae_scratch *w, qs_row_norm *m, int n_threads, qsae_error *err)
+{
+    for (size_t t = 0; t < nt; t++) {
+        m[t] = qs_normalize(s, x + t * ld, w->x + t * s->in_ld);
+        if (!qs_all_finite(w->x + t * s->in_ld, s->d_in))
+            return qs_fail(err, QSAE_E_NUM, 0, "SAE input row %zu is not finite", first + t);
+    }
+    qs_encode_dense(s, w->x, nt, w->z, n_threads);
+    for (size_t t = 0; t < nt; t++) {
+        if (!qs_all_finite(w->z + t * s->d_sae, s->d_sae))
+            return qs_fail(err, QSAE_E_NUM, 0, "SAE input row %zu overflows the encoder", first + t);
+        if (s->info.activation == QSAE_ACT_TOPK) qs_keep_top_k(s, w->z + t * s->d_sae, w->heap);
+    }
+    return QSAE_OK;
+}
+
+qsae_status qsae_sae_encode(const qsae_sae *sae, const float *x, size_t n, size_t ld, qsae_rows *out,
+                            void *scratch, size_t scratch_size, int n_threads, qsae_error *err)
+{
+    if (!sae || (!x && n) || !out || !out->start || ((!out->index || !out->value) && out->cap))
+        return qs_fail(err, QSAE_E_ARG, 0, "encode: a pointer is NULL");
+    if (!ld) ld = sae->d_in;
+    if (ld < sae->d_in)
+        return qs_fail(err, QSAE_E_ARG, 0, "encode: ld is %zu, rows have %zu values", ld, sae->d_in);
+    qs_sae_scratch w;
+    qsae_status st = qs_take_scratch(sae, n, scratch, scratch_size, &w, err);
+    if (st) return st;
+    qs_row_norm m[QS_SAE_ROWS];
+    size_t used = 0;
+    for (size_t r = 0; r < n; r += QS_SAE_ROWS) {
+        size_t nt = qs_min(QS_SAE_ROWS, n - r);
+        if ((st = qs_encode_rows(sae, x + r * ld, ld, nt, r, &w, m, n_threads, err)) != QSAE_OK) return st;
+        for (size_t t = 0; t < nt; t++) {
+            out->start[r + t] = used;
+            for (size_t i = 0; i < sae->d_sae; i++) {
+                float f = w.z[t * sae->d_sae + i];
+                if (f == 0.0f) continue;
+                if (used < out->cap) out->index[used] = (uint32_t)i, out->value[used] = f;
+                used++;
+            }
+        }
+    }
+    out->start[n] = used;
+    out->n_rows = n;
+    if (used > out->cap)
+        return qs_fail(err, QSAE_E_LIMIT, 0, "encode: %zu features fired, the buffer holds %zu", used,
+                       out->cap);
+    return QSAE_OK;
+}
+
+/* ---- decode ---- */
+
+/* w->y = b_dec, zero-padded */
+static void qs_decode_begin(const qsae_sae *s, const qs_sae_scratch *w)
+{
+    memset(w->y, 0, s->out_ld * sizeof *w->y);
+    memcpy(w->y, s->b_dec, s->d_out * sizeof *w->y);
+}
+
+static void qs_decode_add(const qsae_sae *s, size_t feature, float value, const qs_sae_scratch *w)
+{
+    s->kernels->axpy[s->dec_type](value, s->dec + feature * s->dec_row, s->out_ld, w->y);
+}
+
+/* w->y = unnorm(w->y) + skip x; x: the raw input row, needed for the skip only. Overwrites w->x. */
+static void qs_decode_end(const qsae_sae *s, const float *x, qs_row_norm m, const qs_sae_scratch *w)
+{
+    float *y = w->y;
+    if (m.out != 1.0f || m.shift != 0.0f)
+        for (size_t j = 0; j < s->d_out; j++) y[j] = y[j] * m.out + m.shift;
+    if (!s->info.has_skip) return;
+    memset(w->x, 0, s->in_ld * sizeof *w->x); /* a padded copy: the kernel reads kp values */
+    memcpy(w->x, x, s->d_in * sizeof *w->x);
+    s->kernels->mm[s->skip.type](s->skip.w, s->skip.block, s->skip.np / 16, s->skip.kp, w->x, s->in_ld, 1,
+                                 w->skip, s->skip.np);
+    for (size_t j = 0; j < s->d_out; j++) y[j] = y[j] + w->skip[j];
+}
+
+static qsae_status qs_check_rows(const qsae_sae *s, const qsae_rows *in, qsae_error *err)
+{
+    for (size_t r = 0; r < in->n_rows; r++) {
+        if (in->start[r] > in->start[r + 1])
+            return qs_fail(err, QSAE_E_ARG, 0, "decode: row %zu ends before it starts", r);
+        for (size_t e = in->start[r]; e < in->start[r + 1]; e++) {
+            if (in->index[e] >= s->d_sae)
+                return qs_fail(err, QSAE_E_ARG, 0, "decode: row %zu has feature %u, d_sae is %zu", r,
+                               in->index[e], s->d_sae);
+            if (e > in->start[r] && in->index[e] <= in->index[e - 1])
+                return qs_fail(err, QSAE_E_ARG, 0, "decode: row %zu, feature %u: indices do not ascend", r,
+                               in->index[e]);
+            if (!qs_finite(in->value[e]))
+                return qs_fail(err, QSAE_E_NUM, 0, "decode: row %zu, feature %u is not finite", r,
+                               in->index[e]);
+        }
+    }
+    return QSAE_OK;
+}
+
+qsae_status qsae_sae_decode(const qsae_sae *sae, const qsae_rows *in, const float *x, size_t ld, float *y,
+                            void *scratch, size_t scratch_size, int n_threads, qsae_error *err)
+{
+    (void)n_threads;
+    if (!sae || !in || !in->start || !y) return qs_fail(err, QSAE_E_ARG, 0, "decode: a pointer is NULL");
+    if (in->n_rows && in->start[in->n_rows] && (!in->index || !in->value))
+        return qs_fail(err, QSAE_E_ARG, 0, "decode: a pointer is NULL");
+    int needs_x = sae->info.has_skip || (sae->info.norm != QSAE_NORM_NONE && !sae->info.is_transcoder);
+    if (needs_x && !x)
+        return qs_fail(err, QSAE_E_ARG, 0, "decode: this SAE needs its input (%s)",
+                       sae->info.has_skip ? "skip connection" : "per-token norm");
+    if (!ld) ld = sae->d_in;
+    if (ld < sae->d_in)
+        return qs_fail(err, QSAE_E_ARG, 0, "decode: ld is %zu, rows have %zu values", ld, sae->d_in);
+    qs_sae_scratch w;
+    qsae_status st = qs_take_scratch(sae, in->n_rows ? 1 : 0, scratch, scratch_size, &w, err);
+    if (st || (st = qs_check_rows(sae, in, err)) != QSAE_OK) return st;
+    for (size_t r = 0; r < in->n_rows; r++) {
+        const float *xr = needs_x ? x + r * ld : NULL;
+        if (xr && !qs_all_finite(xr, sae->d_in))
+            return qs_fail(err, QSAE_E_NUM, 0, "SAE input row %zu is not finite", r);
+        qs_row_norm m = {0.0f, 1.0f, 1.0f};
+        if (xr) m = qs_normalize(sae, xr, w.x);
+        qs_decode_begin(sae, &w);
+        for (size_t e = in->start[r]; e < in->start[r + 1]; e++)
+            qs_decode_add(sae, in->index[e], in->value[e], &w);
+        qs_decode_end(sae, xr, m, &w);
+        memcpy(y + r * sae->d_out, w.y, sae->d_out * sizeof *y);
+    }
+    return QSAE_OK;
+}
+
+static float qs_row_value(const uint8_t *rows, size_t row_bytes, uint32_t type, size_t i, size_t j)
+{
+    float f;
+    uint16_t h;
+    if (type == QSAE_TYPE_F32) {
+        memcpy(&f, rows + i * row_bytes + 4 * j, 4);
+        return f;
+    }
+    memcpy(&h, rows + i * row_bytes + 2 * j, 2);
+    return qs_bf16_f32(h);
+}
+
+qsae_status qsae_sae_feature(const qsae_sae *sae, uint32_t feature, float *encoder, float *decoder,
+                             float *bias, float *threshold, qsae_error *err)
+{
+    if (!sae) return qs_fail(err, QSAE_E_ARG, 0, "sae is NULL");
+    if (feature >= sae->d_sae)
+        return qs_fail(err, QSAE_E_ARG, 0, "feature %u, d_sae is %zu", feature, sae->d_sae);
+    for (size_t j = 0; encoder && j < sae->d_in; j++)
+        encoder[j] = qs_row_value(sae->enc, sae->enc_row, sae->enc_type, feature, j);
+    for (size_t j = 0; decoder && j < sae->d_out; j++)
+        decoder[j] = qs_row_value(sae->dec, sae->dec_row, sae->dec_type, feature, j);
+    if (bias) *bias = sae->b_enc[feature];
+    if (threshold) *threshold = sae->theta ? sae->theta[feature] : 0.0f;
+    return QSAE_OK;
+}
+
+/* ===================================================================================================
+ * 17 Context: layout, copy, rewind (public)
+ *
+ * One block: tokens, KV cache, logits, and the scratch of the passes that this context hosts.
+ *
+ * KV cache, float32, so that attention is two calls of the matrix kernel:
+ *   keys    [layer][kv head][position / 16][head_dim][16]         a lane is a position
+ *   values  [layer][kv head][head_dim / 16][position][16]         a lane is a dimension
+ * =================================================================================================== */
+
+#define QS_ATT_TILE  256 /* positions joined at a time: part of the contract of section 6 */
+#define QS_HEAD_ROWS 8   /* rows whose logits are computed together */
+
+/* One token of a pass. */
+typedef struct qs_row {
+    qsae_ctx *ctx;
+    int32_t pos, token;
+    size_t index; /* place in its eval call */
+} qs_row;
+
+/* Buffers of a pass over up to n_batch rows; each [n_batch, width up to 16], padding always zero. */
+typedef struct qs_scratch {
+    qs_row *rows;      /* [n_batch] */
+    float *x, *xn;     /* d_model: residual stream; normalised */
+    float *q, *k, *v;  /* n_heads * head_dim; n_kv_heads * head_dim, twice */
+    float *z;          /* n_heads * head_dim: attention heads joined */
+    float *out;        /* d_model: attention's or the MLP's output */
+    float *gate, *up;  /* d_ff */
+    float *cos, *sin;  /* head_dim / 2 */
+    float *att;        /* [n_threads, att_size] of qs_attend */
+    size_t att_size;
+    float *head_x;     /* [QS_HEAD_ROWS, d_model] */
+    float *head_y;     /* [QS_HEAD_ROWS, vocab_size] */
+} qs_scratch;
+
+typedef struct qs_captures qs_captures;
+typedef struct qs_edits qs_edits;
+
+struct qsae_ctx {
+    const qsae_model *model;
+    qsae_allocator alloc;
+    size_t block; /* bytes of the one allocation, which starts with this struct */
+    int32_t n_ctx, n_batch;
+    int n_threads;
+    size_t ctx16; /* n_ctx up to 16 */
+    int32_t pos;
+    int has_logits;
+    int32_t *tokens; /* [n_ctx] */
+    float *keys, *values;
+    float *logits;      /* [vocab_size up to 16] */
+    uint8_t *site_mask; /* [n_layers]: bit site set if an edit, the hook or a capture waits there */
+    qs_captures *captures; /* or NULL */
+    qs_edits *edits;       /* or NULL */
+    qsae_hook hook;
+    qs_scratch scratch;
+    const int32_t *ev_tokens; /* the eval in progress: [ev_n], of which ev_done are computed */
+    size_t ev_n, ev_done;
+};
+
+static void qs_free_captures(qsae_ctx *c);
+static void qs_free_edits(qsae_ctx *c);
+
+static void qs_lay_scratch(qs_carve *c, const qsae_model *m, size_t n_batch, size_t n_threads,
+                           qs_scratch *s)
+{
+    const qsae_model_info *i = &m->info;
+    size_t d = qs_up16((size_t)i->d_model), hd = (size_t)i->head_dim, ff = qs_up16((size_t)i->d_ff);
+    size_t dq = qs_up16((size_t)i->n_heads * hd), dkv = qs_up16((size_t)i->n_kv_heads * hd);
+    size_t f = sizeof(float), rep = (size_t)(i->n_heads / i->n_kv_heads);
+    s->rows = qs_cut(c, n_batch, sizeof *s->rows);
+    s->x = qs_cut(c, n_batch * d, f);
+    s->xn = qs_cut(c, n_batch * d, f);
+    s->q = qs_cut(c, n_batch * dq, f);
+    s->k = qs_cut(c, n_batch * dkv, f);
+    s->v = qs_cut(c, n_batch * dkv, f);
+    s->z = qs_cut(c, n_batch * dq, f);
+    s->out = qs_cut(c, n_batch * d, f);
+    s->gate = qs_cut(c, n_batch * ff, f);
+    s->up = qs_cut(c, n_batch * ff, f);
+    s->cos = qs_cut(c, n_batch * hd / 2, f);
+    s->sin = qs_cut(c, n_batch * hd / 2, f);
+    s->att_size = qs_up16(rep * (QS_ATT_TILE + 2 * qs_up16(hd) + 2));
+    s->att = qs_cut(c, n_threads * s->att_size, f);
+    s->head_x = qs_cut(c, QS_HEAD_ROWS * d, f);
+    s->head_y = qs_cut(c, QS_HEAD_ROWS * m->head.np, f);
+}
+
+/* Lays c out from base (NULL: only adds up) and returns the bytes, or 0 on overflow. */
+static size_t qs_lay_ctx(const qsae_model *m, char *base, qsae_ctx *c)
+{
+    const qsae_model_info *i = &m->info;
+    qs_carve v = {base, 0, 0};
+    size_t heads = (size_t)i->n_layers * (size_t)i->n_kv_heads, hd = (size_t)i->head_dim, cells;
+    qs_cut(&v, 1, sizeof *c);
+    c->ctx16 = qs_up16((size_t)c->n_ctx);
+    c->tokens = qs_cut(&v, (size_t)c->n_ctx, sizeof *c->tokens);
+    if (!qs_mul(heads * qs_up16(hd), c->ctx16, &cells)) return 0; /* heads * hd < 2^40 */
+    c->keys = qs_cut(&v, heads * hd * c->ctx16, sizeof(float));
+    c->values = qs_cut(&v, cells, sizeof(float));
+    c->logits = qs_cut(&v, m->head.np, sizeof(float));
+    c->site_mask = qs_cut(&v, (size_t)i->n_layers, 1);
+    qs_lay_scratch(&v, m, (size_t)c->n_batch, (size_t)c->n_threads, &c->scratch);
+    return v.overflow ? 0 : v.used;
+}
+
+/* Options with defaults filled in, into the fields of *c. */
+static qsae_status qs_ctx_take_options(const qsae_model *m, const qsae_ctx_options *o, qsae_ctx *c,
+                                       qsae_error *err)
+{
+    static const qsae_ctx_options defaults;
+    if (!m) return qs_fail(err, QSAE_E_ARG, 0, "model is NULL");
+    if (!o) o = &defaults;
+    c->model = m;
+    c->n_ctx = o->n_ctx ? o->n_ctx : (int32_t)qs_min((size_t)m->info.max_positions, 4096);
+    c->n_batch = o->n_batch ? o->n_batch : 64;
+    c->n_threads = o->n_threads ? o->n_threads : 1;
+    if (c->n_ctx < 1 || (uint32_t)c->n_ctx > QS_MAX_POS)
+        return qs_fail(err, QSAE_E_ARG, 0, "n_ctx is %d, must be 1..%u", c->n_ctx, QS_MAX_POS);
+    if (c->n_batch < 1 || c->n_batch > 65536)
+        return qs_fail(err, QSAE_E_ARG, 0, "n_batch is %d, must be 1..65536", c->n_batch);
+    if (c->n_threads < 1 || c->n_threads > 1024)
+        return qs_fail(err, QSAE_E_ARG, 0, "n_threads is %d, must be 1..1024", c->n_threads);
+    if (c->n_batch > c->n_ctx) c->n_batch = c->n_ctx;
+    return qs_take_allocator(&o->allocator, &c->alloc, err);
+}
+
+size_t qsae_ctx_size(const qsae_model *model, const qsae_ctx_options *options)
+{
+    qsae_ctx c;
+    memset(&c, 0, sizeof c);
+    if (qs_ctx_take_options(model, options, &c, NULL)) return 0;
+    return qs_lay_ctx(model, NULL, &c);
+}
+
+qsae_status qsae_ctx_create(const qsae_model *model, const qsae_ctx_options *options, qsae_ctx **out,
+                            qsae_error *err)
+{
+    if (!out) return qs_fail(err, QSAE_E_ARG, 0, "out is NULL");
+    qsae_ctx c;
+    memset(&c, 0, sizeof c);
+    qsae_status st = qs_ctx_take_options(model, options, &c, err);
+    if (st) return st;
+    size_t size = qs_lay_ctx(model, NULL, &c);
+    if (!size) return qs_fail(err, QSAE_E_LIMIT, 0, "a context of %d positions has no size", c.n_ctx);
+    char *base = qs_alloc(&c.alloc, size);
+    if (!base) return qs_fail(err, QSAE_E_NOMEM, 0, "no memory for a context of %zu bytes", size);
+    memset(base, 0, size);
+    c.block = size;
+    qs_lay_ctx(model, base, &c);
+    memcpy(base, &c, sizeof c);
+    *out = (void *)base;
+    return QSAE_OK;
+}
+
+void qsae_ctx_destroy(qsae_ctx *ctx)
+{
+    if (!ctx) return;
+    qs_free_captures(ctx);
+    qs_free_edits(ctx);
+    qsae_allocator a = ctx->alloc;
+    qs_release(&a, ctx, ctx->block);
+}
+
+qsae_status qsae_ctx_copy(qsae_ctx *dst, const qsae_ctx *src, qsae_error *err)
+{
+    if (!dst || !src) return qs_fail(err, QSAE_E_ARG, 0, "ctx is NULL");
+    if (dst == src) return QSAE_OK;
+    if (dst->model != src->model) return qs_fail(err, QSAE_E_MISMATCH, 0, "the contexts have two models");
+    if (src->pos > dst->n_ctx)
+        return qs_fail(err, QSAE_E_MISMATCH, 0, "the source has %d positions, the target holds %d", src->pos,
+                       dst->n_ctx);
+    const qsae_model_info *i = &src->model->info;
+    size_t pos = (size_t)src->pos, hd = (size_t)i->head_dim, vb = qs_up16(hd) / 16;
+    size_t heads = (size_t)i->n_layers * (size_t)i->n_kv_heads;
+    for (size_t h = 0; h < heads; h++) {
+        memcpy(dst->keys + h * hd * dst->ctx16, src->keys + h * hd * src->ctx16,
+               qs_up16(pos) * hd * sizeof(float));
+        for (size_t b = h * vb; b < (h + 1) * vb; b++)
+            memcpy(dst->values + b * 16 * dst->ctx16, src->values + b * 16 * src->ctx16,
+                   pos * 16 * sizeof(float));
+    }
+    memcpy(dst->tokens, src->tokens, pos * sizeof *dst->tokens);
+    memcpy(dst->logits, src->logits, src->model->head.np * sizeof(float));
+    dst->has_logits = src->has_logits;
+    dst->pos = src->pos;
+    return QSAE_OK;
+}
+
+qsae_status qsae_ctx_rewind(qsae_ctx *ctx, int32_t pos, qsae_error *err)
+{
+    if (!ctx) return qs_fail(err, QSAE_E_ARG, 0, "ctx is NULL");
+    if (pos < 0 || pos > ctx->pos)
+        return qs_fail(err, QSAE_E_ARG, 0, "cannot rewind to %d, the position is %d", pos, ctx->pos);
+    if (pos < ctx->pos) ctx->has_logits = 0;
+    ctx->pos = pos;
+    return QSAE_OK;
+}
+
+int32_t qsae_ctx_pos(const qsae_ctx *ctx) { return ctx->pos; }
+const int32_t *qsae_ctx_tokens(const qsae_ctx *ctx) { return ctx->tokens; }
+const float *qsae_logits(const qsae_ctx *ctx) { return ctx->has_logits ? ctx->logits : NULL; }
+
+/* ===================================================================================================
+ * 18 Captures and hook (public)
+ * =================================================================================================== */
+
+struct qs_captures {
+    size_t block; /* bytes of the allocation */
+    size_t n;
+    qsae_capture list[1]; /* [n] */
+};
+
+static void qs_free_captures(qsae_ctx *c)
+{
+    if (c->captures) qs_release(&c->alloc, c->captures, c->captures->block);
+    c->captures = NULL;
+}
+
+static int qs_hook_wants(const qsae_hook *h, uint32_t site, int32_t layer)
+{
+    return h->fn && (h->sites >> site & 1) && layer >= h->layer_begin &&
+           (!h->layer_end || layer < h->layer_end);
+}
+
+static void qs_mark_edits(const qsae_ctx *c); /* section 19 */
+
+/* Rebuilds the one byte per layer that a pass looks at. */
+static void qs_mark_sites(qsae_ctx *c)
+{
+    int32_t n = c->model->info.n_layers;
+    for (int32_t l = 0; l < n; l++) {
+        c->site_mask[l] = 0;
+        for (uint32_t s = 0; s < QSAE_SITE_COUNT; s++)
+            if (qs_hook_wants(&c->hook, s, l)) c->site_mask[l] |= (uint8_t)(1u << s);
+    }
+    for (size_t i = 0; c->captures && i < c->captures->n; i++) {
+        const qsae_capture *p = &c->captures->list[i];
+        if (p->site != QSAE_LOGITS) c->site_mask[p->layer] |= (uint8_t)(1u << p->site);
+    }
+    qs_mark_edits(c);
+}
+
+static qsae_status qs_check_place(const qsae_model *m, const char *what, size_t i, qsae_site site,
+                                  int32_t layer, qsae_error *err)
+{
+    if ((unsigned)site >= QSAE_SITE_COUNT)
+        return qs_fail(err, QSAE_E_ARG, 0, "%s %zu: %d is not a site", what, i, (int)site);
+    if (layer < 0 || layer >= m->info.n_layers)
+        return qs_fail(err, QSAE_E_ARG, 0, "%s %zu: layer %d, the model has %d", what, i, layer,
+                       m->info.n_layers);
+    return QSAE_OK;
+}
+
+qsae_status qsae_set_captures(qsae_ctx *ctx, const qsae_capture *list, size_t n, qsae_error *err)
+{
+    if (!ctx || (!list && n)) return qs_fail(err, QSAE_E_ARG, 0, "captures: a pointer is NULL");
+    for (size_t i = 0; i < n; i++) {
+        if (!list[i].rows) return qs_fail(err, QSAE_E_ARG, 0, "capture %zu: rows is NULL", i);
+        if (list[i].site == QSAE_LOGITS) {
+            if (list[i].layer)
+                return qs_fail(err, QSAE_E_ARG, 0, "capture %zu: logits have layer 0, not %d", i,
+                               list[i].layer);
+            continue;
+        }
+        qsae_status st = qs_check_place(ctx->model, "capture", i, list[i].site, list[i].layer, err);
+        if (st) return st;
+    }
+    qs_captures *c = NULL;
+    if (n) {
+        size_t size;
+        if (!qs_mul(n, sizeof *list, &size) || !qs_add(size, sizeof *c, &size) ||
+            !(c = qs_alloc(&ctx->alloc, size)))
+            return qs_fail(err, QSAE_E_NOMEM, 0, "no memory for %zu captures", n);
+        c->block = size;
+        c->n = n;
+        memcpy(c->list, list, n * sizeof *list);
+    }
+    qs_free_captures(ctx);
+    ctx->captures = c;
+    qs_mark_sites(ctx);
+    return QSAE_OK;
+}
+
+qsae_status qsae_set_hook(qsae_ctx *ctx, const qsae_hook *hook, qsae_error *err)
+{
+    static const qsae_hook none;
+    if (!ctx) return qs_fail(err, QSAE_E_ARG, 0, "ctx is NULL");
+    if (!hook) hook = &none;
+    if (hook->sites >> QSAE_SITE_COUNT)
+        return qs_fail(err, QSAE_E_ARG, 0, "hook: sites 0x%x has a bit that is not a site", hook->sites);
+    if (hook->layer_begin < 0 || hook->layer_end < 0)
+        return qs_fail(err, QSAE_E_ARG, 0, "hook: layers %d..%d", hook->layer_begin, hook->layer_end);
+    ctx->hook = *hook;
+    qs_mark_sites(ctx);
+    return QSAE_OK;
+}
+
+/* ===================================================================================================
+ * 19 Edits (public)
+ *
+ * A list becomes two tables. A *slot* is a value read per row: a feature's activation or a probe's product;
+ * edits and gates of one feature share one. An *item* is one edit. When a pass reaches a site, first the
+ * slots of the site are filled from the untouched rows, then the items of the site act in list order.
+ * =================================================================================================== */
+
+typedef struct qs_slot {
+    const qsae_sae *sae; /* a feature, or NULL: a probe */
+    uint32_t feature;
+    const float *probe;  /* [width up to 16] */
+    uint32_t site;
+    int32_t layer;
+    float *value;        /* [n_batch] as read */
+    float *current;      /* [n_batch] after the edits so far */
+    float *scale;        /* [n_batch] of the decoder row (per-token norm) */
+} qs_slot;
+
+typedef struct qs_item {
+    qsae_edit_kind kind;
+    float strength, value;
+    int32_t pos_begin, pos_end;
+    uint32_t site; /* where it acts */
+    int32_t layer;
+    const qsae_sae *sae;
+    const float *vector; /* [width up to 16] */
+    float square;        /* v.v, of PROJECT_OUT */
+    qs_slot *slot, *gate; /* or NULL */
+    float threshold;
+    float *recon; /* SAE_REPLACE by a transcoder: [n_batch, out_ld up to 16], made at the read site */
+} qs_item;
+
+struct qs_edits {
+    size_t block; /* bytes of the allocation */
+    size_t n_slots, n_items;
+    qs_slot *slots;
+    qs_item *items;
+    void *scratch; /* of the largest SAE, for QS_SAE_ROWS rows */
+    size_t scratch_size;
+    float *row; /* [widest out_ld up to 16]: one reconstruction */
+};
+
+static void qs_free_edits(qsae_ctx *c)
+{
+    if (c->edits) qs_release(&c->alloc, c->edits, c->edits->block);
+    c->edits = NULL;
+}
+
+static int qs_is_vector_kind(qsae_edit_kind k)
+{
+    return k == QSAE_ADD || k == QSAE_PROJECT_OUT || k == QSAE_REPLACE;
+}
+
+static void qs_mark_edits(const qsae_ctx *c)
+{
+    const qs_edits *e = c->edits;
+    for (size_t i = 0; e && i < e->n_slots; i++)
+        c->site_mask[e->slots[i].layer] |= (uint8_t)(1u << e->slots[i].site);
+    for (size_t i = 0; e && i < e->n_items; i++) {
+        const qs_item *t = &e->items[i];
+        c->site_mask[t->layer] |= (uint8_t)(1u << t->site);
+        if (t->recon) c->site_mask[t->sae->info.layer_in] |= (uint8_t)(1u << t->sae->info.site_in);
+    }
+}
+
+qsae_edit qsae_edit_feature(const qsae_sae *sae, uint32_t feature, qsae_edit_kind kind, float value)
+{
+    qsae_edit e;
+    memset(&e, 0, sizeof e);
+    e.kind = kind;
+    e.strength = 1.0f;
+    e.value = value;
+    e.sae = sae;
+    e.feature = feature;
+    return e;
+}
+
+/* ---- validation ---- */
+
+static qsae_status qs_check_edit_sae(const qsae_model *m, size_t i, const qsae_sae *s, uint32_t feature,
+                                     qsae_error *err)
+{
+    const qsae_sae_info *f = &s->info;
+    if (f->layer_in >= m->info.n_layers || f->layer_out >= m->info.n_layers)
+        return qs_fail(err, QSAE_E_MISMATCH, 0, "edit %zu: the SAE is of layer %d, the model has %d", i,
+                       f->layer_out, m->info.n_layers);
+    size_t in = qsae_site_width(m, f->site_in), out = qsae_site_width(m, f->site_out);
+    if (s->d_in != in || s->d_out != out)
+        return qs_fail(err, QSAE_E_MISMATCH, 0, "edit %zu: the SAE maps %zu to %zu, the model's sites are %zu and %zu",
+                       i, s->d_in, s->d_out, in, out);
+    if (feature >= s->d_sae)
+        return qs_fail(err, QSAE_E_ARG, 0, "edit %zu: feature %u, d_sae is %zu", i, feature, s->d_sae);
+    return QSAE_OK;
+}
+
+/* Where an edit acts. */
+static void qs_edit_place(const qsae_edit *e, uint32_t *site, int32_t *layer)
+{
+    int vector = qs_is_vector_kind(e->kind);
+    *site = (uint32_t)(vector ? e->site : e->sae->info.site_out);
+    *layer = vector ? e->layer : e->sae->info.layer_out;
+}
+
+static qsae_status qs_check_gate(const qsae_model *m, size_t i, const qsae_edit *e, qsae_error *err)
+{
+    const qsae_gate *g = &e->gate;
+    if (!g->sae && !g->probe) return QSAE_OK;
+    if (g->sae && g->probe) return qs_fail(err, QSAE_E_ARG, 0, "edit %zu: the gate has an SAE and a probe", i);
+    if (!qs_finite(g->threshold))
+        return qs_fail(err, QSAE_E_NUM, 0, "edit %zu: the gate's threshold is not finite", i);
+    uint32_t site, at = g->sae ? (uint32_t)g->sae->info.site_in : (uint32_t)g->site;
+    int32_t layer, at_layer = g->sae ? g->sae->info.layer_in : g->layer;
+    qsae_status st = g->sae ? qs_check_edit_sae(m, i, g->sae, g->feature, err)
+                            : qs_check_place(m, "gate of edit", i, g->site, g->layer, err);
+    if (st) return st;
+    if (g->probe && !qs_all_finite(g->probe, qsae_site_width(m, g->site)))
+        return qs_fail(err, QSAE_E_NUM, 0, "edit %zu: the gate's probe is not finite", i);
+    qs_edit_place(e, &site, &layer);
+    if (qs_site_before((uint32_t)layer, site, (uint32_t)at_layer, at))
+        return qs_fail(err, QSAE_E_ARG, 0, "edit %zu: acts at %s of layer %d, before its gate is read (%s of %d)",
+                       i, QS_SITE_NAMES[site], layer, QS_SITE_NAMES[at], at_layer);
+    return QSAE_OK;
+}
+
+static qsae_status qs_check_edit(const qsae_model *m, size_t i, const qsae_edit *e, qsae_error *err)
+{
+    qsae_status st;
+    if (e->kind < QSAE_ADD || e->kind > QSAE_SAE_REPLACE)
+        return qs_fail(err, QSAE_E_ARG, 0, "edit %zu: %d is not a kind", i, (int)e->kind);
+    if (!qs_finite(e->strength) || !qs_finite(e->value))
+        return qs_fail(err, QSAE_E_NUM, 0, "edit %zu: strength or value is not finite", i);
+    if (e->pos_begin < 0 || e->pos_end < 0 || (e->pos_end && e->pos_end < e->pos_begin))
+        return qs_fail(err, QSAE_E_ARG, 0, "edit %zu: positions %d..%d", i, e->pos_begin, e->pos_end);
+    if (qs_is_vector_kind(e->kind)) {
+        if (!e->vector) return qs_fail(err, QSAE_E_ARG, 0, "edit %zu: vector is NULL", i);
+        if ((st = qs_check_place(m, "edit", i, e->site, e->layer, err)) != QSAE_OK) return st;
+        if (!qs_all_finite(e->vector, qsae_site_width(m, e->site)))
+            return qs_fail(err, QSAE_E_NUM, 0, "edit %zu: the vector is not finite", i);
+    } else {
+        if (!e->sae) return qs_fail(err, QSAE_E_ARG, 0, "edit %zu: sae is NULL", i);
+        uint32_t feature = e->kind == QSAE_SAE_REPLACE ? 0 : e->feature;
+        if ((st = qs_check_edit_sae(m, i, e->sae, feature, err)) != QSAE_OK) return st;
+    }
+    return qs_check_gate(m, i, e, err);
+}
+
+/* ---- building the tables ---- */
+
+static float *qs_copy_vector(qs_carve *c, const float *v, size_t width)
+{
+    size_t padded = qs_up16(width);
+    float *to = qs_cut(c, padded, sizeof *to);
+    if (!c->base) return NULL;
+    memset(to, 0, padded * sizeof *to);
+    memcpy(to, v, width * sizeof *to);
+    return to;
+}
+
+/* The slot of (sae, feature) or of a probe, new if there is none. n_batch values each. */
+static qs_slot *qs_take_slot(qs_edits *e, qs_carve *c, const qsae_model *m, size_t n_batch,
+                             const qsae_sae *sae, uint32_t feature, const qsae_gate *probe)
+{
+    for (size_t i = 0; sae && c->base && i < e->n_slots; i++)
+        if (e->slots[i].sae == sae && e->slots[i].feature == feature) return &e->slots[i];
+    qs_slot s;
+    memset(&s, 0, sizeof s);
+    s.sae = sae;
+    s.feature = feature;
+    s.site = (uint32_t)(sae ? sae->info.site_in : probe->site);
+    s.layer = sae ? sae->info.layer_in : probe->layer;
+    if (!sae) s.probe = qs_copy_vector(c, probe->probe, qsae_site_width(m, probe->site));
+    s.value = qs_cut(c, n_batch, sizeof *s.value);
+    s.current = qs_cut(c, n_batch, sizeof *s.current);
+    s.scale = qs_cut(c, n_batch, sizeof *s.scale);
+    e->n_slots++;
+    if (!c->base) return NULL;
+    e->slots[e->n_slots - 1] = s;
+    return &e->slots[e->n_slots - 1];
+}
+
+static void qs_build_item(qs_edits *e, qs_carve *c, const qsae_ctx *ctx, const qsae_edit *d)
+{
+    const qsae_model *m = ctx->model;
+    size_t n_batch = (size_t)ctx->n_batch;
+    qs_item t;
+    memset(&t, 0, sizeof t);
+    t.kind = d->kind;
+    t.strength = d->strength;
+    t.value = d->value;
+    t.pos_begin = d->pos_begin;
+    t.pos_end = d->pos_end == QSAE_END ? INT32_MAX : d->pos_end;
+    qs_edit_place(d, &t.site, &t.layer);
+    t.threshold = d->gate.threshold;
+    if (qs_is_vector_kind(d->kind)) {
+        size_t width = qsae_site_width(m, d->site);
+        float *v = qs_copy_vector(c, d->vector, width);
+        t.vector = v;
+        if (v) m->kernels->dots[QSAE_TYPE_F32](v, 0, 1, qs_up16(width), v, 0, 1, &t.square, 1);
+    } else {
+        t.sae = d->sae;
+        if (d->kind != QSAE_SAE_REPLACE)
+            t.slot = qs_take_slot(e, c, m, n_batch, d->sae, d->feature, NULL);
+        else if (d->sae->info.is_transcoder)
+            t.recon = qs_cut(c, n_batch * qs_up16(d->sae->out_ld), sizeof *t.recon);
+    }
+    if (d->gate.sae || d->gate.probe)
+        t.gate = qs_take_slot(e, c, m, n_batch, d->gate.sae, d->gate.feature, &d->gate);
+    if (c->base) e->items[e->n_items] = t;
+    e->n_items++;
+}
+
+/* Lays the tables out from base (NULL: only adds up) and returns the bytes, 0 on overflow. */
+static size_t qs_build_edits(char *base, const qsae_ctx *ctx, const qsae_edit *list, size_t n)
+{
+    qs_carve c = {base, 0, 0};
+    qs_edits sum, *e = qs_cut(&c, 1, sizeof *e);
+    if (!e) e = &sum;
+    memset(e, 0, sizeof *e);
+    e->items = qs_cut(&c, n, sizeof *e->items);
+    e->slots = qs_cut(&c, n, 2 * sizeof *e->slots); /* at most a feature and a gate each */
+    size_t widest = 0;
+    for (size_t i = 0; i < n; i++) {
+        const qsae_sae *of[2] = {qs_is_vector_kind(list[i].kind) ? NULL : list[i].sae, list[i].gate.sae};
+        for (int j = 0; j < 2; j++) {
+            size_t size = of[j] ? qsae_sae_scratch_size(of[j], QS_SAE_ROWS) : 0;
+            if (size > e->scratch_size) e->scratch_size = size;
+            if (of[j] && of[j]->out_ld > widest) widest = of[j]->out_ld;
+        }
+        qs_build_item(e, &c, ctx, &list[i]);
+    }
+    e->scratch = qs_cut(&c, e->scratch_size, 1);
+    e->row = qs_cut(&c, qs_up16(widest), sizeof *e->row);
+    e->block = c.used;
+    return c.overflow ? 0 : c.used;
+}
+
+qsae_status qsae_set_edits(qsae_ctx *ctx, const qsae_edit *list, size_t n, qsae_error *err)
+{
+    if (!ctx || (!list && n)) return qs_fail(err, QSAE_E_ARG, 0, "edits: a pointer is NULL");
+    for (size_t i = 0; i < n; i++) {
+        qsae_status st = qs_check_edit(ctx->model, i, &list[i], err);
+        if (st) return st;
+    }
+    char *base = NULL;
+    size_t size = 0;
+    if (n) {
+        size = qs_build_edits(NULL, ctx, list, n);
+        base = size ? qs_alloc(&ctx->alloc, size) : NULL;
+        if (!base) return qs_fail(err, QSAE_E_NOMEM, 0, "no memory for %zu edits (%zu bytes)", n, size);
+        memset(base, 0, size);
+        qs_build_edits(base, ctx, list, n);
+        ((qs_edits *)(void *)base)->block = size; /* shared slots use less than was added up */
+    }
+    qs_free_edits(ctx);
+    ctx->edits = (void *)base;
+    qs_mark_sites(ctx);
+    return QSAE_OK;
+}
+
+/* ---- acting: rows h [n, ld] of one context at one site ---- */
+
+/* Reads the features of one SAE for nt <= QS_SAE_ROWS rows, into every slot of that SAE. */
+static qsae_status qs_read_features(qs_edits *e, const qsae_sae *s, const float *h, size_t ld, size_t nt,
+                                    size_t first, int n_threads, qsae_error *err)
+{
+    qs_sae_scratch w;
+    qs_row_norm m[QS_SAE_ROWS];
+    float dot[QS_SAE_ROWS];
+    int all = s->info.activation == QSAE_ACT_TOPK; /* who is kept depends on every feature */
+    qsae_status st = qs_take_scratch(s, QS_SAE_ROWS, e->scratch, e->scratch_size, &w, err);
+    if (st) return st;
+    if (all && (st = qs_encode_rows(s, h, ld, nt, first, &w, m, n_threads, err)) != QSAE_OK) return st;
+    for (size_t t = 0; !all && t < nt; t++) m[t] = qs_normalize(s, h + t * ld, w.x + t * s->in_ld);
+    for (size_t i = 0; i < e->n_slots; i++) {
+        qs_slot *slot = &e->slots[i];
+        if (slot->sae != s) continue;
+        if (!all)
+            s->kernels->dots[s->enc_type](s->enc + slot->feature * s->enc_row, s->enc_row, 1, s->in_ld, w.x,
+                                          s->in_ld, nt, dot, 1);
+        for (size_t t = 0; t < nt; t++) {
+            if (!all && !qs_finite(dot[t]))
+                return qs_fail(err, QSAE_E_NUM, 0, "%s of layer %d is not finite where feature %u reads it",
+                               QS_SITE_NAMES[slot->site], slot->layer, slot->feature);
+            float f = all ? w.z[t * s->d_sae + slot->feature] : qs_feature_value(s, slot->feature, dot[t]);
+            slot->value[first + t] = slot->current[first + t] = f;
+            slot->scale[first + t] = m[t].out;
+        }
+    }
+    return QSAE_OK;
+}
+
+/* Reconstructions of nt <= QS_SAE_ROWS rows into y [nt, y_ld]. */
+static qsae_status qs_reconstruct(qs_edits *e, const qsae_sae *s, const float *h, size_t ld, size_t nt,
+                                  float *y, size_t y_ld, int n_threads, qsae_error *err)
+{
+    qs_sae_scratch w;
+    qs_row_norm m[QS_SAE_ROWS];
+    qsae_status st = qs_take_scratch(s, QS_SAE_ROWS, e->scratch, e->scratch_size, &w, err);
+    if (st || (st = qs_encode_rows(s, h, ld, nt, 0, &w, m, n_threads, err)) != QSAE_OK) return st;
+    for (size_t t = 0; t < nt; t++) {
+        qs_decode_begin(s, &w);
+        for (size_t i = 0; i < s->d_sae; i++)
+            if (w.z[t * s->d_sae + i] != 0.0f) qs_decode_add(s, i, w.z[t * s->d_sae + i], &w);
+        qs_decode_end(s, h + t * ld, m[t], &w);
+        memcpy(y + t * y_ld, w.y, s->d_out * sizeof *y);
+    }
+    return QSAE_OK;
+}
+
+/* Fills the slots that are read here, and what a transcoder will put in place of a later site. */
+static qsae_status qs_read_slots(qsae_ctx *c, uint32_t site, int32_t layer, const float *h, size_t ld,
+                                 size_t n, int n_threads, qsae_error *err)
+{
+    qs_edits *e = c->edits;
+    qsae_status st = QSAE_OK;
+    for (size_t i = 0; i < e->n_slots; i++) {
+        qs_slot *s = &e->slots[i];
+        if (s->site != site || s->layer != layer) continue;
+        size_t same = 0; /* an earlier slot of the same SAE has read this one too */
+        while (e->slots[same].sae != s->sae) same++;
+        if (!s->sae)
+            c->model->kernels->dots[QSAE_TYPE_F32](
+                s->probe, 0, 1, qs_up16(qsae_site_width(c->model, (qsae_site)site)), h, ld, n, s->value, 1);
+        else if (same == i)
+            for (size_t r = 0; !st && r < n; r += QS_SAE_ROWS)
+                st = qs_read_features(e, s->sae, h + r * ld, ld, qs_min(QS_SAE_ROWS, n - r), r, n_threads,
+                                      err);
+        if (st) return st;
+    }
+    for (size_t i = 0; i < e->n_items; i++) {
+        qs_item *t = &e->items[i];
+        if (!t->recon || (uint32_t)t->sae->info.site_in != site || t->sae->info.layer_in != layer) continue;
+        size_t y_ld = qs_up16(t->sae->out_ld);
+        for (size_t r = 0; !st && r < n; r += QS_SAE_ROWS)
+            st = qs_reconstruct(e, t->sae, h + r * ld, ld, qs_min(QS_SAE_ROWS, n - r), t->recon + r * y_ld,
+                                y_ld, n_threads, err);
+        if (st) return st;
+    }
+    return QSAE_OK;
+}
+
+/* The value that an edit gives a feature whose value is a. */
+static float qs_edited_value(const qs_item *t, float a)
+{
+    switch (t->kind) {
+    case QSAE_FEATURE_ADD: return a + t->value;
+    case QSAE_FEATURE_SET: return t->value;
+    case QSAE_FEATURE_SCALE: return a * t->value;
+    case QSAE_FEATURE_MIN: return a < t->value ? t->value : a;
+    case QSAE_FEATURE_MAX: return a > t->value ? t->value : a;
+    default: return a;
+    }
+}
+
+/* h += strength * (edited - current) * decoder row */
+static void qs_apply_feature(const qs_item *t, size_t row, float *h)
+{
+    const qsae_sae *s = t->sae;
+    float a = t->slot->current[row], g = qs_edited_value(t, a);
+    float change = t->kind == QSAE_FEATURE_ADD ? t->value : g - a;
+    change = change * t->strength;
+    t->slot->current[row] = t->strength == 1.0f ? g : a + change;
+    change = change * t->slot->scale[row];
+    if (change != 0.0f)
+        s->kernels->axpy[s->dec_type](change, s->dec + t->slot->feature * s->dec_row, qs_up16(s->d_out), h);
+}
+
+/* h += strength * (y - h), and exactly y at strength 1 */
+static void qs_apply_replace(float strength, const float *y, size_t width, float *h)
+{
+    if (strength == 1.0f) memcpy(h, y, width * sizeof *h);
+    else
+        for (size_t j = 0; j < width; j++) h[j] = h[j] + strength * (y[j] - h[j]);
+}
+
+static qsae_status qs_apply_item(qsae_ctx *c, qs_item *t, size_t row, float *h, size_t width,
+                                 int n_threads, qsae_error *err)
+{
+    const qs_kernels *k = c->model->kernels;
+    float dot;
+    switch (t->kind) {
+    case QSAE_ADD:
+        k->axpy[QSAE_TYPE_F32](t->strength, t->vector, qs_up16(width), h);
+        return QSAE_OK;
+    case QSAE_PROJECT_OUT:
+        if (t->square == 0.0f) return QSAE_OK;
+        k->dots[QSAE_TYPE_F32](t->vector, 0, 1, qs_up16(width), h, 0, 1, &dot, 1);
+        k->axpy[QSAE_TYPE_F32](-t->strength * (dot / t->square), t->vector, qs_up16(width), h);
+        return QSAE_OK;
+    case QSAE_REPLACE:
+        qs_apply_replace(t->strength, t->vector, width, h);
+        return QSAE_OK;
+    case QSAE_SAE_REPLACE: {
+        const float *y = t->recon ? t->recon + row * qs_up16(t->sae->out_ld) : NULL;
+        if (!y) { /* of the row as the edits before this one left it */
+            y = c->edits->row;
+            qsae_status st = qs_reconstruct(c->edits, t->sae, h, 0, 1, c->edits->row, 0, n_threads, err);
+            if (st) return st;
+        }
+        qs_apply_replace(t->strength, y, width, h);
+        return QSAE_OK;
+    }
+    default:
+        qs_apply_feature(t, row, h);
+        return QSAE_OK;
+    }
+}
+
+/* All edits of a site on rows h [n, width], ld apart, of positions pos.. */
+static qsae_status qs_apply_edits(qsae_ctx *c, uint32_t site, int32_t layer, int32_t pos, float *h, size_t n,
+                                  size_t width, size_t ld, int n_threads, qsae_error *err)
+{
+    qsae_status st = qs_read_slots(c, site, layer, h, ld, n, n_threads, err);
+    if (st) return st;
+    for (size_t i = 0; i < c->edits->n_items; i++) {
+        qs_item *t = &c->edits->items[i];
+        if (t->site != site || t->layer != layer || t->strength == 0.0f) continue;
+        for (size_t r = 0; r < n; r++) {
+            int32_t p = pos + (int32_t)r;
+            if (p < t->pos_begin || p >= t->pos_end) continue;
+            if (t->gate && !(t->gate->value[r] > t->threshold)) continue;
+            if ((st = qs_apply_item(c, t, r, h + r * ld, width, n_threads, err)) != QSAE_OK) return st;
+        }
+    }
+    return QSAE_OK;
+}
+
+/* ===================================================================================================
+ * 20 Transformer: one pass over a batch of rows (public)
+ *
+ * A pass takes up to n_batch tokens, of one context or of many, through all layers. Rows never meet except
+ * in the weights they share and in their own context's cache. Source: transformers modeling_qwen3.py.
+ * =================================================================================================== */
+
+typedef struct qs_pass {
+    const qsae_model *m;
+    qs_scratch *s;
+    size_t n;      /* rows */
+    int n_threads;
+    int32_t layer;
+    qsae_error *err;
+} qs_pass;
+
+/* ---- y = W x for up to three matrices of one input; a unit is a block of 16 outputs ---- */
+
+typedef struct qs_product {
+    const qs_mat *w;
+    float *y; /* [n, w->np] */
+} qs_product;
+
+typedef struct qs_product_job {
+    const qs_kernels *k;
+    const qs_product *list;
+    size_t n_list, n;
+    const float *x; /* [n, kp] */
+} qs_product_job;
+
+static void qs_product_task(void *arg, size_t lo, size_t hi, size_t thread)
+{
+    const qs_product_job *j = arg;
+    (void)thread;
+    for (size_t i = 0, first = 0; i < j->n_list; i++) {
+        const qs_mat *w = j->list[i].w;
+        size_t nb = w->np / 16, b0 = lo > first ? lo - first : 0, b1 = hi > first ? hi - first : 0;
+        b1 = qs_min(b1, nb);
+        if (b0 < b1)
+            j->k->mm[w->type](w->w + b0 * w->block, w->block, b1 - b0, w->kp, j->x, w->kp, j->n,
+                              j->list[i].y + 16 * b0, w->np);
+        first += nb;
+    }
+}
+
+/* x [n, d] -> list[i].y [n, rows of w]; every w has the same number of columns */
+static void qs_products(const qs_pass *p, const qs_product *list, size_t n_list, const float *x, size_t n)
+{
+    qs_product_job job = {p->m->kernels, list, n_list, n, x};
+    size_t units = 0;
+    for (size_t i = 0; i < n_list; i++) units += list[i].w->np / 16;
+    qs_parallel(p->n_threads, units, 16 * list[0].w->kp * n, qs_product_task, &job);
+}
+
+/* ---- per-row steps ---- */
+
+typedef struct qs_row_job {
+    const qs_pass *p;
+    const float *w; /* norm weight [d_model] */
+    const float *add; /* or NULL: x += add first */
+} qs_row_job;
+
+/* x += add, all [n, d_model] */
+static void qs_add_task(void *arg, size_t lo, size_t hi, size_t thread)
+{
+    const qs_row_job *j = arg;
+    size_t ld = qs_up16((size_t)j->p->m->info.d_model);
+    (void)thread;
+    for (size_t i = lo * ld; i < hi * ld; i++) j->p->s->x[i] = j->p->s->x[i] + j->add[i];
+}
+
+/* xn = norm(x) */
+static void qs_norm_task(void *arg, size_t lo, size_t hi, size_t thread)
+{
+    const qs_row_job *j = arg;
+    size_t d = (size_t)j->p->m->info.d_model, ld = qs_up16(d);
+    (void)thread;
+    for (size_t r = lo; r < hi; r++)
+        qs_rms_norm(j->p->s->x + r * ld, j->w, d, j->p->m->info.rms_eps, j->p->s->xn + r * ld);
+}
+
+static void qs_add_rows(const qs_pass *p, const float *add)
+{
+    qs_row_job job = {p, NULL, add};
+    qs_parallel(p->n_threads, p->n, (size_t)p->m->info.d_model, qs_add_task, &job);
+}
+
+static void qs_norm_rows(const qs_pass *p, const float *w)
+{
+    qs_row_job job = {p, w, NULL};
+    qs_parallel(p->n_threads, p->n, 4 * (size_t)p->m->info.d_model, qs_norm_task, &job);
+}
+
+/* One head: normalise, then rotate dimension i with i + half. x [head_dim] in place. */
+static void qs_norm_rotate(float *x, const float *w, size_t hd, float eps, const float *cos,
+                           const float *sin)
+{
+    size_t half = hd / 2;
+    qs_rms_norm(x, w, hd, eps, x);
+    for (size_t i = 0; i < half; i++) {
+        float a = x[i], b = x[i + half];
+        x[i] = a * cos[i] - b * sin[i];
+        x[i + half] = b * cos[i] + a * sin[i];
+    }
+}
+
+/* q and k of rows lo..hi: norm and rotation; k and v into the cache */
+static void qs_rope_task(void *arg, size_t lo, size_t hi, size_t thread)
+{
+    const qs_pass *p = arg;
+    const qsae_model_info *i = &p->m->info;
+    const qs_layer *y = &p->m->layers[p->layer];
+    size_t hd = (size_t)i->head_dim, vb = qs_up16(hd) / 16, n_kv = (size_t)i->n_kv_heads;
+    (void)thread;
+    for (size_t r = lo; r < hi; r++) {
+        const float *cos = p->s->cos + r * hd / 2, *sin = p->s->sin + r * hd / 2;
+        float *q = p->s->q + r * y->q.np, *k = p->s->k + r * y->k.np, *v = p->s->v + r * y->v.np;
+        qsae_ctx *c = p->s->rows[r].ctx;
+        size_t pos = (size_t)p->s->rows[r].pos;
+        for (size_t h = 0; h < (size_t)i->n_heads; h++)
+            qs_norm_rotate(q + h * hd, y->q_norm, hd, i->rms_eps, cos, sin);
+        for (size_t h = 0; h < n_kv; h++) {
+            size_t head = (size_t)p->layer * n_kv + h;
+            float *keys = c->keys + head * hd * c->ctx16 + pos / 16 * 16 * hd + pos % 16;
+            float *values = c->values + head * vb * 16 * c->ctx16 + pos * 16;
+            qs_norm_rotate(k + h * hd, y->k_norm, hd, i->rms_eps, cos, sin);
+            for (size_t d = 0; d < hd; d++) keys[16 * d] = k[h * hd + d];
+            for (size_t d = 0; d < hd; d++) values[d / 16 * 16 * c->ctx16 + d % 16] = v[h * hd + d];
+        }
+    }
+}
+
+/* ---- attention ---- */
+
+/* The query heads of one row that share a kv head. */
+typedef struct qs_att {
+    size_t rep;    /* query heads */
+    float *s;      /* [rep, QS_ATT_TILE] scores, then probabilities */
+    float *acc;    /* [rep, head_dim up to 16] */
+    float *part;   /* the same, of one tile */
+    float *max, *sum; /* [rep] */
+} qs_att;
+
+/* Joins a tile of len positions to the running softmax. s holds scores, part is free. */
+static void qs_att_join(const qs_kernels *k, qs_att *a, size_t len, float scale, const float *values,
+                        size_t ws, size_t hd16, int first)
+{
+    float carry[2];
+    for (size_t r = 0; r < a->rep; r++) {
+        float *s = a->s + r * QS_ATT_TILE;
+        for (size_t j = 0; j < len; j++) s[j] = s[j] * scale;
+        float max = qs_max(s, len);
+        if (!first && a->max[r] > max) max = a->max[r];
+        k->exp_sub(s, max, len);
+        carry[0] = first ? 0.0f : qs_exp(a->max[r] - max);
+        carry[1] = qs_sum16(s, len);
+        a->sum[r] = first ? carry[1] : a->sum[r] * carry[0] + carry[1];
+        for (size_t d = 0; !first && d < hd16; d++) a->acc[r * hd16 + d] *= carry[0];
+        a->max[r] = max;
+    }
+    k->mm[QSAE_TYPE_F32](values, ws, hd16 / 16, len, a->s, QS_ATT_TILE, a->rep, a->part, hd16);
+    for (size_t i = 0; i < a->rep * hd16; i++) a->acc[i] = first ? a->part[i] : a->acc[i] + a->part[i];
+}
+
+/* z of one row's heads of kv head h, over positions 0..pos */
+static void qs_attend(const qs_pass *p, size_t row, size_t h, float *scratch)
+{
+    const qsae_model_info *i = &p->m->info;
+    const qs_layer *y = &p->m->layers[p->layer];
+    const qs_kernels *k = p->m->kernels;
+    const qsae_ctx *c = p->s->rows[row].ctx;
+    size_t hd = (size_t)i->head_dim, hd16 = qs_up16(hd), rep = (size_t)(i->n_heads / i->n_kv_heads);
+    size_t n = (size_t)p->s->rows[row].pos + 1, head = (size_t)p->layer * (size_t)i->n_kv_heads + h;
+    const float *q = p->s->q + row * y->q.np + h * rep * hd;
+    const float *keys = c->keys + head * hd * c->ctx16, *values = c->values + head * hd16 * c->ctx16;
+    qs_att a = {rep, scratch, NULL, NULL, NULL, NULL};
+    a.acc = a.s + rep * QS_ATT_TILE;
+    a.part = a.acc + rep * hd16;
+    a.max = a.part + rep * hd16;
+    a.sum = a.max + rep;
+    float scale = 1.0f / sqrtf((float)hd);
+    for (size_t at = 0; at < n; at += QS_ATT_TILE) {
+        size_t len = qs_min(n - at, QS_ATT_TILE);
+        k->mm[QSAE_TYPE_F32](keys + at * hd, hd * 64, qs_up16(len) / 16, hd, q, hd, rep, a.s, QS_ATT_TILE);
+        qs_att_join(k, &a, len, scale, values + at * 16, c->ctx16 * 64, hd16, at == 0);
+    }
+    float *z = p->s->z + row * y->o.kp + h * rep * hd;
+    for (size_t r = 0; r < rep; r++)
+        for (size_t d = 0; d < hd; d++) z[r * hd + d] = a.acc[r * hd16 + d] / a.sum[r];
+}
+
+static void qs_attend_task(void *arg, size_t lo, size_t hi, size_t thread)
+{
+    const qs_pass *p = arg;
+    size_t n_kv = (size_t)p->m->info.n_kv_heads;
+    for (size_t u = lo; u < hi; u++)
+        qs_attend(p, u / n_kv, u % n_kv, p->s->att + thread * p->s->att_size);
+}
+
+static void qs_attention(const qs_pass *p)
+{
+    const qsae_model_info *i = &p->m->info;
+    size_t pos = 0;
+    for (size_t r = 0; r < p->n; r++)
+        if ((size_t)p->s->rows[r].pos > pos) pos = (size_t)p->s->rows[r].pos;
+    size_t cost = 2 * (pos + 1) * (size_t)i->head_dim * (size_t)(i->n_heads / i->n_kv_heads);
+    qs_parallel(p->n_threads, p->n * (size_t)i->n_kv_heads, cost, qs_attend_task, (void *)(uintptr_t)p);
+}
+
+/* ---- MLP: gate and up of the same outputs on one thread, so that silu(gate) * up follows at once ---- */
+
+static void qs_gate_up_task(void *arg, size_t lo, size_t hi, size_t thread)
+{
+    const qs_pass *p = arg;
+    const qs_layer *y = &p->m->layers[p->layer];
+    const qs_kernels *k = p->m->kernels;
+    (void)thread;
+    const qs_mat *w[2] = {&y->gate, &y->up};
+    float *to[2] = {p->s->gate + 16 * lo, p->s->up + 16 * lo};
+    for (int i = 0; i < 2; i++)
+        k->mm[w[i]->type](w[i]->w + lo * w[i]->block, w[i]->block, hi - lo, w[i]->kp, p->s->xn, w[i]->kp,
+                          p->n, to[i], w[i]->np);
+    for (size_t r = 0; r < p->n; r++)
+        k->silu_mul(to[0] + r * y->gate.np, to[1] + r * y->up.np, 16 * (hi - lo));
+}
+
+/* ---- sites ---- */
+
+static void qs_capture_rows(qsae_ctx *c, uint32_t site, int32_t layer, size_t index, const float *h,
+                            size_t n, size_t width, size_t ld)
+{
+    for (size_t i = 0; c->captures && i < c->captures->n; i++) {
+        const qsae_capture *p = &c->captures->list[i];
+        if ((uint32_t)p->site != site || p->layer != layer) continue;
+        for (size_t r = 0; r < n; r++)
+            memcpy(p->rows + (index + r) * width, h + r * ld, width * sizeof *h);
+    }
+}
+
+/* Rows first..first+n of the pass, all of one context: edits, hook, capture. */
+static qsae_status qs_site_of_ctx(const qs_pass *p, qsae_site site, size_t first, size_t n, float *h,
+                                  size_t width, size_t ld)
+{
+    const qs_row *row = &p->s->rows[first];
+    qsae_ctx *c = row->ctx;
+    if (!(c->site_mask[p->layer] >> site & 1)) return QSAE_OK;
+    if (c->edits) {
+        qsae_status st =
+            qs_apply_edits(c, site, p->layer, row->pos, h, n, width, ld, p->n_threads, p->err);
+        if (st) return st;
+    }
+    if (qs_hook_wants(&c->hook, site, p->layer)) {
+        qsae_event e = {c, site, p->layer, row->pos, n, width, ld};
+        if (c->hook.fn(c->hook.user, &e, h))
+            return qs_fail(p->err, QSAE_E_CANCELLED, 0, "the hook stopped at %s of layer %d, position %d",
+                           QS_SITE_NAMES[site], p->layer, row->pos);
+    }
+    qs_capture_rows(c, site, p->layer, row->index, h, n, width, ld);
+    return QSAE_OK;
+}
+
+/* h [n, width up to 16]: the rows of a site, in pass order */
+static qsae_status qs_site(const qs_pass *p, qsae_site site, float *h)
+{
+    size_t width = qsae_site_width(p->m, site), ld = qs_up16(width);
+    for (size_t i = 0, end; i < p->n; i = end) {
+        for (end = i + 1; end < p->n && p->s->rows[end].ctx == p->s->rows[i].ctx; end++) {}
+        qsae_status st = qs_site_of_ctx(p, site, i, end - i, h + i * ld, width, ld);
+        if (st) return st;
+    }
+    return QSAE_OK;
+}
+
+/* ---- the block, and the pass ---- */
+
+static qsae_status qs_block_attention(qs_pass *p)
+{
+    const qs_layer *y = &p->m->layers[p->layer];
+    qs_scratch *s = p->s;
+    qsae_status st = qs_site(p, QSAE_RESID_PRE, s->x);
+    if (st) return st;
+    qs_norm_rows(p, y->attn_norm);
+    const qs_product qkv[3] = {{&y->q, s->q}, {&y->k, s->k}, {&y->v, s->v}};
+    qs_products(p, qkv, 3, s->xn, p->n);
+    qs_parallel(p->n_threads, p->n, 8 * (y->q.n + y->k.n), qs_rope_task, p);
+    qs_attention(p);
+    if ((st = qs_site(p, QSAE_ATTN_Z, s->z)) != QSAE_OK) return st;
+    const qs_product o = {&y->o, s->out};
+    qs_products(p, &o, 1, s->z, p->n);
+    if ((st = qs_site(p, QSAE_ATTN_OUT, s->out)) != QSAE_OK) return st;
+    qs_add_rows(p, s->out);
+    return qs_site(p, QSAE_RESID_MID, s->x);
+}
+
+static qsae_status qs_block_mlp(qs_pass *p)
+{
+    const qs_layer *y = &p->m->layers[p->layer];
+    qs_scratch *s = p->s;
+    qs_norm_rows(p, y->mlp_norm);
+    qsae_status st = qs_site(p, QSAE_MLP_INPUT, s->xn);
+    if (st) return st;
+    qs_parallel(p->n_threads, y->gate.np / 16, 32 * y->gate.kp * p->n, qs_gate_up_task, p);
+    const qs_product down = {&y->down, s->out};
+    qs_products(p, &down, 1, s->gate, p->n);
+    if ((st = qs_site(p, QSAE_MLP_OUT, s->out)) != QSAE_OK) return st;
+    qs_add_rows(p, s->out);
+    return qs_site(p, QSAE_RESID_POST, s->x);
+}
+
+/* Token rows into x; sines and cosines of their positions: the angle is rounded to float32 first, as the
+ * reference does. */
+static void qs_embed_rows(const qs_pass *p)
+{
+    const qs_mat *e = &p->m->embed;
+    size_t half = (size_t)p->m->info.head_dim / 2;
+    for (size_t r = 0; r < p->n; r++) {
+        const qs_row *row = &p->s->rows[r];
+        for (size_t k = 0; k < e->k; k++) p->s->x[r * e->kp + k] = qs_mat_at(e, (size_t)row->token, k);
+        for (size_t i = 0; i < half; i++) {
+            double s, c;
+            float angle = (float)row->pos * p->m->rope[i];
+            qs_sincos(angle, &s, &c);
+            p->s->sin[r * half + i] = (float)s;
+            p->s->cos[r * half + i] = (float)c;
+        }
+    }
+}
+
+/* The capture of logits in this context, or NULL. */
+static float *qs_logit_rows(const qsae_ctx *c)
+{
+    for (size_t i = 0; c->captures && i < c->captures->n; i++)
+        if (c->captures->list[i].site == QSAE_LOGITS) return c->captures->list[i].rows;
+    return NULL;
+}
+
+static void qs_put_logits(const qs_row *row, const float *y, size_t vocab)
+{
+    qsae_ctx *c = row->ctx;
+    for (size_t i = 0; c->captures && i < c->captures->n; i++)
+        if (c->captures->list[i].site == QSAE_LOGITS)
+            memcpy(c->captures->list[i].rows + row->index * vocab, y, vocab * sizeof *y);
+    if (row->index + 1 == c->ev_n) memcpy(c->logits, y, vocab * sizeof *y);
+}
+
+/* Final norm and output head, for rows whose logits somebody wants: an eval's last, or all under a capture. */
+static void qs_head(const qs_pass *p)
+{
+    const qsae_model *m = p->m;
+    size_t d = (size_t)m->info.d_model, ld = qs_up16(d), n = 0;
+    size_t of[QS_HEAD_ROWS];
+    for (size_t r = 0; r < p->n; r++) {
+        const qs_row *row = &p->s->rows[r];
+        if (row->index + 1 == row->ctx->ev_n || qs_logit_rows(row->ctx)) {
+            qs_rms_norm(p->s->x + r * ld, m->final_norm, d, m->info.rms_eps, p->s->head_x + n * ld);
+            of[n++] = r;
+        }
+        if (n == QS_HEAD_ROWS || (n && r + 1 == p->n)) {
+            const qs_product head = {&m->head, p->s->head_y};
+            qs_products(p, &head, 1, p->s->head_x, n);
+            for (size_t i = 0; i < n; i++)
+                qs_put_logits(&p->s->rows[of[i]], p->s->head_y + i * m->head.np, (size_t)m->info.vocab_size);
+            n = 0;
+        }
+    }
+}
+
+static qsae_status qs_run_pass(qs_pass *p)
+{
+    qs_embed_rows(p);
+    for (p->layer = 0; p->layer < p->m->info.n_layers; p->layer++) {
+        qsae_status st = qs_block_attention(p);
+        if (st || (st = qs_block_mlp(p)) != QSAE_OK) return st;
+    }
+    qs_head(p);
+    return QSAE_OK;
+}
+
+/* ---- eval ---- */
+
+static qsae_status qs_check_batch(const qsae_batch *b, size_t n, size_t i, qsae_error *err)
+{
+    const qsae_ctx *c = b[i].ctx;
+    if (!c || (!b[i].tokens && b[i].n)) return qs_fail(err, QSAE_E_ARG, 0, "eval: entry %zu has a NULL", i);
+    if (c->model != b[0].ctx->model)
+        return qs_fail(err, QSAE_E_MISMATCH, 0, "eval: contexts 0 and %zu have two models", i);
+    for (size_t j = 0; j < i; j++)
+        if (b[j].ctx == c) return qs_fail(err, QSAE_E_ARG, 0, "eval: entries %zu and %zu are one context", j, i);
+    if (b[i].n > (size_t)(c->n_ctx - c->pos))
+        return qs_fail(err, QSAE_E_STATE, 0, "context %zu of %zu: %zu tokens at position %d, it holds %d", i, n,
+                       b[i].n, c->pos, c->n_ctx);
+    for (size_t t = 0; t < b[i].n; t++)
+        if (b[i].tokens[t] < 0 || b[i].tokens[t] >= c->model->info.vocab_size)
+            return qs_fail(err, QSAE_E_ARG, 0, "token %zu is %d, vocab_size is %d", t, b[i].tokens[t],
+                           c->model->info.vocab_size);
+    for (size_t k = 0; c->captures && k < c->captures->n; k++)
+        if (c->captures->list[k].max_rows < b[i].n)
+            return qs_fail(err, QSAE_E_ARG, 0, "capture %zu holds %zu rows, the eval has %zu", k,
+                           c->captures->list[k].max_rows, b[i].n);
+    return QSAE_OK;
+}
+
+/* Takes tokens in entry order until the pass is full; never more of a context than its own n_batch, which
+ * its edits' tables are made for. Returns the rows taken. */
+static size_t qs_fill_pass(const qsae_batch *b, size_t n, const qsae_ctx *host, qs_row *rows)
+{
+    size_t used = 0, cap = (size_t)host->n_batch;
+    for (size_t i = 0; i < n && used < cap; i++) {
+        qsae_ctx *c = b[i].ctx;
+        size_t take = qs_min(qs_min(c->ev_n - c->ev_done, cap - used), (size_t)c->n_batch);
+        for (size_t t = 0; t < take; t++, c->ev_done++, used++) {
+            rows[used].ctx = c;
+            rows[used].pos = c->pos + (int32_t)c->ev_done;
+            rows[used].token = c->ev_tokens[c->ev_done];
+            rows[used].index = c->ev_done;
+        }
+    }
+    return used;
+}
+
+qsae_status qsae_eval_many(const qsae_batch *batch, size_t n, qsae_error *err)
+{
+    qsae_status st = QSAE_OK;
+    if (!n) return QSAE_OK;
+    if (!batch || !batch[0].ctx) return qs_fail(err, QSAE_E_ARG, 0, "eval: a pointer is NULL");
+    for (size_t i = 0; i < n; i++)
+        if ((st = qs_check_batch(batch, n, i, err)) != QSAE_OK) return st;
+    qsae_ctx *host = batch[0].ctx;
+    for (size_t i = 0; i < n; i++) {
+        qsae_ctx *c = batch[i].ctx;
+        c->ev_tokens = batch[i].tokens;
+        c->ev_n = batch[i].n;
+        c->ev_done = 0;
+        if (batch[i].n) c->has_logits = 0;
+    }
+    qs_pass p = {host->model, &host->scratch, 0, host->n_threads, 0, err};
+    while ((p.n = qs_fill_pass(batch, n, host, host->scratch.rows)) != 0)
+        if ((st = qs_run_pass(&p)) != QSAE_OK) return st;
+    for (size_t i = 0; i < n; i++) {
+        qsae_ctx *c = batch[i].ctx;
+        if (!c->ev_n) continue;
+        memcpy(c->tokens + c->pos, c->ev_tokens, c->ev_n * sizeof *c->tokens);
+        c->pos += (int32_t)c->ev_n;
+        c->has_logits = 1;
+    }
+    return QSAE_OK;
+}
+
+qsae_status qsae_eval(qsae_ctx *ctx, const int32_t *tokens, size_t n, qsae_error *err)
+{
+    qsae_batch b = {ctx, tokens, n};
+    return qsae_eval_many(&b, 1, err);
+}
+
+/* ===================================================================================================
+ * 21 Sampling (public)
+ * =================================================================================================== */
+
+/* 53 random bits from (seed, position), uniform in [0, 1): two rounds of the splitmix64 finaliser. */
+static double qs_uniform(uint64_t seed, uint64_t position)
+{
+    uint64_t x = seed * 0x9E3779B97F4A7C15u + 0x632BE59BD9B4E019u;
+    for (int i = 0; i < 2; i++) {
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+        x ^= x >> 31;
+        x += position * 0x9E3779B97F4A7C15u;
+    }
+    x = (x ^ (x >> 32)) * 0xD6E8FEB86659FD93u;
+    x ^= x >> 32;
+    return (double)(x >> 11) * (1.0 / 9007199254740992.0);
+}
+
+size_t qsae_sample_scratch_size(size_t n)
+{
+    size_t size;
+    return qs_mul(n, sizeof(qs_pair), &size) && qs_add(size, 63, &size) ? size : SIZE_MAX;
+}
+
+static qsae_status qs_check_sample(const qsae_sample_options *o, qsae_error *err)
+{
+    if (!(o->temperature >= 0.0f) || !qs_finite(o->temperature))
+        return qs_fail(err, QSAE_E_ARG, 0, "temperature is %g, must be >= 0", (double)o->temperature);
+    if (o->top_k < 0) return qs_fail(err, QSAE_E_ARG, 0, "top_k is %d, must be >= 0", o->top_k);
+    if (!(o->top_p >= 0.0f && o->top_p <= 1.0f))
+        return qs_fail(err, QSAE_E_ARG, 0, "top_p is %g, must be 0..1", (double)o->top_p);
+    if (!(o->min_p >= 0.0f && o->min_p < 1.0f))
+        return qs_fail(err, QSAE_E_ARG, 0, "min_p is %g, must be 0..1", (double)o->min_p);
+    return QSAE_OK;
+}
+
+/* Index of the largest logit, ties to the lower; SIZE_MAX if one is NaN or +Inf, or all are -Inf. */
+static size_t qs_argmax(const float *x, size_t n)
+{
+    size_t best = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (x[i] != x[i] || x[i] == INFINITY) return SIZE_MAX;
+        if (x[i] > x[best]) best = i;
+    }
+    return x[best] == -INFINITY ? SIZE_MAX : best;
+}
+
+/* Sorts the leading candidates to the front, largest first, until top-k and top-p have enough; returns how
+ * many are kept. p [n]: value = exp((logit - max) / temperature). The heap lies at the array's end: the k-th
+ * popped goes to place k. */
+static size_t qs_keep_candidates(qs_pair *p, size_t n, size_t top_k, double top_p)
+{
+    double total = 0, seen = 0;
+    size_t kept = 0, most = top_k && top_k < n ? top_k : n;
+    qs_heapify(p, n, qs_smaller_first); /* p[0] is the largest */
+    /* popping moves the largest to the end of the shrinking heap */
+    for (; kept < most; kept++) {
+        qs_pair t = p[0];
+        p[0] = p[n - 1 - kept];
+        p[n - 1 - kept] = t;
+        qs_sift(p, n - 1 - kept, 0, qs_smaller_first);
+        if (top_p >= 1.0 || most < n) continue;
+        if (!kept) /* top-p is a share of all */
+            for (size_t i = 0; i < n; i++) total += p[i].value;
+        seen += t.value;
+        if (seen >= top_p * total) return kept + 1;
+    }
+    if (most < n && top_p < 1.0) { /* top-p is a share of the top-k */
+        for (size_t i = 0; i < kept; i++) total += p[n - 1 - i].value;
+        for (size_t i = 0; i < kept; i++) {
+            seen += p[n - 1 - i].value;
+            if (seen >= top_p * total) return i + 1;
+        }
+    }
+    return kept;
+}
+
+qsae_status qsae_sample(const float *logits, size_t n, const qsae_sample_options *options, uint64_t position,
+                        void *scratch, size_t scratch_size, int32_t *id, qsae_error *err)
+{
+    static const qsae_sample_options greedy;
+    const qsae_sample_options *o = options ? options : &greedy;
+    if (!logits || !id || !n || n > INT32_MAX) return qs_fail(err, QSAE_E_ARG, 0, "sample: NULL, or %zu logits", n);
+    qsae_status st = qs_check_sample(o, err);
+    if (st) return st;
+    size_t best = qs_argmax(logits, n);
+    if (best == SIZE_MAX) return qs_fail(err, QSAE_E_NUM, 0, "a logit is NaN or +Inf, or all are -Inf");
+    if (o->temperature == 0.0f) return *id = (int32_t)best, QSAE_OK;
+    if (!scratch || scratch_size < qsae_sample_scratch_size(n))
+        return qs_fail(err, QSAE_E_ARG, 0, "scratch has %zu bytes, needs %zu", scratch ? scratch_size : 0,
+                       qsae_sample_scratch_size(n));
+    qs_pair *p = (void *)((char *)scratch + (64 - (uintptr_t)scratch % 64) % 64);
+    for (size_t i = 0; i < n; i++) {
+        p[i].value = qs_exp((logits[i] - logits[best]) / o->temperature);
+        p[i].index = (uint32_t)i;
+    }
+    double top_p = o->top_p == 0.0f ? 1.0 : (double)o->top_p;
+    size_t kept = n, step = 0; /* candidates p[n-1], p[n-2], ... after sorting; p[0], p[1], ... without */
+    if (o->top_k || top_p < 1.0) kept = qs_keep_candidates(p, n, (size_t)o->top_k, top_p), step = 1;
+    double total = 0, seen = 0;
+    for (size_t i = 0; i < kept; i++) {
+        qs_pair *c = &p[step ? n - 1 - i : i];
+        if (c->value < o->min_p) c->value = 0.0f; /* the largest has value 1 */
+        total += c->value;
+    }
+    double u = qs_uniform(o->seed, position) * total;
+    *id = (int32_t)best;
+    for (size_t i = 0; i < kept; i++) {
+        const qs_pair *c = &p[step ? n - 1 - i : i];
+        seen += c->value;
+        if (c->value > 0.0f && seen > u) return *id = (int32_t)c->index, QSAE_OK;
+    }
+    return QSAE_OK;
+}
+
+/* ===================================================================================================
+ * 22 Chat format (public)
+ *
+ * ChatML as Qwen3's template renders plain turns. Control tokens are put in as ids and text between them is
+ * tokenized without looking for any, so a message cannot forge a turn.
+ * =================================================================================================== */
+
+#if defined(QSAE_NO_TOKENIZER)
+
+qsae_status qsae_chat_tokens(const qsae_model *model, const qsae_message *messages, size_t n_messages,
+                             unsigned flags, int32_t *ids, size_t cap, size_t *n, qsae_error *err)
+{
+    (void)model, (void)messages, (void)n_messages, (void)flags, (void)ids, (void)cap, (void)n;
+    return qs_fail(err, QSAE_E_UNSUP, 0, "this build has no tokenizer (QSAE_NO_TOKENIZER)");
+}
+
+#else
+
+typedef struct qs_chat {
+    const qsae_model *m;
+    int32_t *ids;
+    size_t cap, n; /* n counts on beyond cap */
+    qsae_error *err;
+} qs_chat;
+
+static void qs_chat_id(qs_chat *c, int32_t id)
+{
+    if (c->n < c->cap) c->ids[c->n] = id;
+    c->n++;
+}
+
+/* head + text is one piece: the tokenizer sees no border between a role's line and its message */
+static qsae_status qs_chat_text(qs_chat *c, const char *head, const char *text, size_t len)
+{
+    const qsae_allocator *a = &c->m->file.alloc;
+    size_t n_head = strlen(head), size, n = 0;
+    if (!qs_add(n_head, len, &size) || size > INT32_MAX)
+        return qs_fail(c->err, QSAE_E_LIMIT, 0, "a message has %zu bytes, at most %d", len, INT32_MAX);
+    char *buf = qs_alloc(a, size);
+    if (!buf) return qs_fail(c->err, QSAE_E_NOMEM, 0, "no memory for a message of %zu bytes", len);
+    memcpy(buf, head, n_head);
+    if (len) memcpy(buf + n_head, text, len);
+    size_t room = c->n < c->cap ? c->cap - c->n : 0;
+    qsae_status st = qs_tokenize(c->m, buf, size, 0, room ? c->ids + c->n : NULL, room, &n, c->err);
+    qs_release(a, buf, size);
+    if (st == QSAE_OK) c->n += n;
+    return st;
+}
+
+static qsae_status qs_chat_special(const qsae_model *m, const char *text, int32_t *id, qsae_error *err)
+{
+    if (m->tok_blob && qs_tok_find_added(&m->tok, text, strlen(text), id)) return QSAE_OK;
+    return qs_fail(err, QSAE_E_STATE, 0, "the tokenizer has no %s token", text);
+}
+
+qsae_status qsae_chat_tokens(const qsae_model *model, const qsae_message *messages, size_t n_messages,
+                             unsigned flags, int32_t *ids, size_t cap, size_t *n, qsae_error *err)
+{
+    if (!model || (!messages && n_messages) || !n || (!ids && cap))
+        return qs_fail(err, QSAE_E_ARG, 0, "chat: a pointer is NULL");
+    if (flags & ~(QSAE_CHAT_NO_GENERATION | QSAE_CHAT_NO_THINK))
+        return qs_fail(err, QSAE_E_ARG, 0, "chat: unknown flags 0x%x", flags);
+    qs_chat c = {model, ids, cap, 0, err};
+    int32_t start, end, think = 0, end_think = 0;
+    int no_think = (flags & QSAE_CHAT_NO_THINK) != 0;
+    qsae_status st;
+    if ((st = qs_chat_special(model, "<|im_start|>", &start, err)) ||
+        (st = qs_chat_special(model, "<|im_end|>", &end, err)) ||
+        (no_think && (st = qs_chat_special(model, "<think>", &think, err))) ||
+        (no_think && (st = qs_chat_special(model, "</think>", &end_think, err))))
+        return st;
+    for (size_t i = 0; i < n_messages; i++) {
+        const qsae_message *g = &messages[i];
+        const char *head = !g->role                           ? NULL
+                           : strcmp(g->role, "system") == 0    ? "system\n"
+                           : strcmp(g->role, "user") == 0      ? "user\n"
+                           : strcmp(g->role, "assistant") == 0 ? "assistant\n"
+                                                               : NULL;
+        if (!head || (!g->content && g->content_len))
+            return qs_fail(err, QSAE_E_ARG, 0, "message %zu: role %.40s is not system, user or assistant", i,
+                           g->role ? g->role : "NULL");
+        qs_chat_id(&c, start);
+        if ((st = qs_chat_text(&c, head, g->content, g->content_len)) != QSAE_OK) return st;
+        qs_chat_id(&c, end);
+        if ((st = qs_chat_text(&c, "\n", NULL, 0)) != QSAE_OK) return st;
+    }
+    if (!(flags & QSAE_CHAT_NO_GENERATION)) {
+        qs_chat_id(&c, start);
+        if ((st = qs_chat_text(&c, "assistant\n", NULL, 0)) != QSAE_OK) return st;
+        if (no_think) {
+            qs_chat_id(&c, think);
+            if ((st = qs_chat_text(&c, "\n\n", NULL, 0)) != QSAE_OK) return st;
+            qs_chat_id(&c, end_think);
+            if ((st = qs_chat_text(&c, "\n\n", NULL, 0)) != QSAE_OK) return st;
+        }
+    }
+    *n = c.n;
+    if (c.n > cap) return qs_fail(err, QSAE_E_LIMIT, 0, "the chat has %zu tokens, the buffer holds %zu", c.n, cap);
+    return QSAE_OK;
+}
+
+#endif

@@ -1,0 +1,652 @@
+/* qsae: run a Qwen3 model, look inside it through sparse autoencoders (SAEs), and steer it.
+ *
+ * Two files, no dependency beyond libc and libm:   cc app.c qsae.c -lm      (-fopenmp optional)
+ *
+ *     qsae_model *m; qsae_ctx *c; qsae_error e;
+ *     if (qsae_model_open("toy.qsae", NULL, &m, &e)) { puts(e.text); return 1; }
+ *     if (qsae_ctx_create(m, NULL, &c, &e))          { puts(e.text); return 1; }
+ *     int32_t ids[64]; size_t n;
+ *     qsae_tokenize(m, "Hello", 5, 0, ids, 64, &n, &e);
+ *     qsae_eval(c, ids, n, &e);
+ *     const float *logits = qsae_logits(c);                 // [vocab_size], for the last token
+ *     qsae_ctx_destroy(c); qsae_model_close(m);
+ *
+ * Contents
+ *   1 concepts   2 rules that hold everywhere   3 configuration macros   4 status, error, allocator
+ *   5 model      6 tokenizer and chat           7 sparse autoencoders    8 sites, capture, edits, hook
+ *   9 context   10 evaluation                  11 sampling              12 references  13 file format
+ *
+ * ---------------------------------------------------------------------------------------------------
+ * 1 Concepts
+ *
+ *   model   weights of one Qwen3 (dense) checkpoint, converted by `qsae convert`. Immutable.
+ *   sae     one sparse autoencoder or transcoder of one site of one layer. Immutable.
+ *   ctx     one timeline: a token sequence, its KV cache, and the captures and edits that act on it.
+ *   site    a named place in a transformer block where activations are read or changed:
+ *
+ *        x ---RESID_PRE---+--> norm -> attention heads --ATTN_Z--> o_proj --ATTN_OUT--> (+) --RESID_MID--+
+ *                         +------------------------------------------------------------^                 |
+ *        +--------------------------------------------------------------------------------------------- +
+ *        +--> norm --MLP_INPUT--> gate,up -> silu*up -> down --MLP_OUT--> (+) --RESID_POST--> next block
+ *        +---------------------------------------------------------------^
+ *
+ *   capture copies of the rows of a site, taken after the edits and the hook at that site.
+ *   edit    a change of a site's rows given as data: add a vector, set a feature, ...  (section 8)
+ *
+ * 2 Rules that hold everywhere
+ *
+ *   Layout     activations are float32, row-major [row, width]; token ids are int32_t; positions are
+ *              0-based; `layer` is 0-based. Sizes are size_t and count elements unless called bytes.
+ *   Ownership  what a function creates, the caller frees with its close/destroy. Input pointers are
+ *              read during the call only, except where a comment says "borrowed".
+ *   Errors     every fallible call returns a qsae_status and fills *err if err is not NULL. On failure
+ *              outputs are untouched unless a comment says otherwise.
+ *   Threads    model and sae: any number of threads at once. ctx: one thread at a time.
+ *   Memory     the allocator in an object's options serves that object. Evaluating allocates nothing.
+ *   Numerics   a token's logits, activations and features are the same bits whatever the number of
+ *              threads, the way a prompt was split into calls, the other contexts in the pass, and the
+ *              instruction set (section 6 of qsae.c states the order of every sum).
+ *   Options    a zeroed options struct, or NULL, means the defaults.
+ *   The library never prints, exits, aborts, reads the environment, or keeps a mutable global. */
+
+#ifndef QSAE_H
+#define QSAE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---------------------------------------------------------------------------------------------------
+ * 3 Configuration macros (define before compiling qsae.c)
+ *
+ *   QSAE_API             linkage of every public function; "static" lets a program include qsae.c
+ *   QSAE_NO_MMAP         read files into memory instead of mapping them
+ *   QSAE_NO_TOKENIZER    leave out the tokenizer and its Unicode tables (about 60 KB); models then run on ids
+ *   QSAE_NO_AVX2, QSAE_NO_AVX512, QSAE_NO_NEON      leave out one set of kernels
+ *   QSAE_NO_OPENMP       ignore OpenMP even where the compiler has it switched on */
+
+#ifndef QSAE_API
+#define QSAE_API extern
+#endif
+
+#define QSAE_VERSION_MAJOR 0
+#define QSAE_VERSION_MINOR 1
+#define QSAE_VERSION_PATCH 0
+#define QSAE_VERSION_HEX   0x000100
+
+/* Version of the compiled qsae.c, as QSAE_VERSION_HEX; compare it with the header's. */
+QSAE_API uint32_t qsae_version(void);
+
+/* ---------------------------------------------------------------------------------------------------
+ * 4 Status, error, allocator */
+
+typedef enum qsae_status {
+    QSAE_OK = 0,
+    QSAE_E_ARG,       /* an argument is wrong: NULL, out of range, not finite */
+    QSAE_E_NOMEM,     /* the allocator returned NULL */
+    QSAE_E_IO,        /* the operating system refused: open, read, map */
+    QSAE_E_TRUNC,     /* the file ends before its header says so */
+    QSAE_E_MAGIC,     /* not a .qsae file */
+    QSAE_E_VERSION,   /* a .qsae file of another format version */
+    QSAE_E_FORMAT,    /* malformed: a field, a size or a checksum is wrong */
+    QSAE_E_UNSUP,     /* valid, but not supported by this build or this library */
+    QSAE_E_LIMIT,     /* larger than a documented cap, or than the caller's buffer */
+    QSAE_E_MISMATCH,  /* two things do not fit together: tensor and config, sae and model, ctx and ctx */
+    QSAE_E_STATE,     /* not now: the context is full, busy, or has nothing to give */
+    QSAE_E_CANCELLED, /* the hook asked to stop */
+    QSAE_E_NUM        /* not finite where a finite number is needed */
+} qsae_status;
+
+/* Caller-owned; filled on failure, untouched on success. */
+typedef struct qsae_error {
+    qsae_status status;
+    uint64_t offset; /* byte offset in the file or text where the trouble is, 0 if it has no place */
+    char text[256];  /* English, one line, NUL-terminated, names the thing and both numbers; ASCII */
+} qsae_error;
+
+/* Constant text for a status, never NULL. Threads: any. */
+QSAE_API const char *qsae_status_string(qsae_status status);
+
+/* Both functions set, or both NULL for malloc/free. `align` is a power of two, at most 64. `size` in
+ * release() is the size that was asked for. Called only on the thread that called the library. */
+typedef struct qsae_allocator {
+    void *(*alloc)(void *user, size_t size, size_t align); /* NULL: out of memory */
+    void (*release)(void *user, void *ptr, size_t size);
+    void *user;
+} qsae_allocator;
+
+/* Instruction sets for the kernels. All give the same bits. */
+typedef enum qsae_isa {
+    QSAE_ISA_AUTO = 0, /* the widest that this build and this machine have */
+    QSAE_ISA_SCALAR,   /* portable C: the reference that the others are tested against */
+    QSAE_ISA_AVX2,     /* AVX2 and FMA */
+    QSAE_ISA_AVX512,   /* AVX-512 F */
+    QSAE_ISA_NEON,     /* aarch64 */
+    QSAE_ISA_COUNT
+} qsae_isa;
+
+/* Lower-case name ("scalar", "avx2", ...), or NULL if isa is not a value of the enum. */
+QSAE_API const char *qsae_isa_name(qsae_isa isa);
+/* 1 if this build has the kernels and this machine runs them, else 0. AUTO and SCALAR: always 1. */
+QSAE_API int qsae_isa_available(qsae_isa isa);
+
+/* ---------------------------------------------------------------------------------------------------
+ * 5 Model */
+
+typedef struct qsae_model qsae_model; /* opaque, immutable, shared by any number of threads */
+
+typedef struct qsae_open_options {
+    qsae_allocator allocator;
+    qsae_isa isa;
+    int no_mmap; /* read the file into memory: immune to later changes of the file (a file that is
+                    truncated while it is mapped kills the process with SIGBUS) */
+    int verify;  /* check the checksum of every tensor and that every weight is finite: reads it all */
+} qsae_open_options;
+
+#define QSAE_MAX_EOS 8
+
+typedef struct qsae_model_info {
+    int32_t n_layers, d_model, n_heads, n_kv_heads, head_dim, d_ff, vocab_size;
+    int32_t max_positions;          /* longest sequence the checkpoint declares (RoPE is exact beyond) */
+    double rope_theta;
+    float rms_eps;
+    int32_t tied;                   /* 1: the output head is the embedding */
+    int32_t n_eos, eos[QSAE_MAX_EOS]; /* tokens that end a generation */
+    int32_t n_tokens;               /* entries of the tokenizer, 0 if the file has none */
+    const char *weight_type;        /* "f32", "bf16", or "mixed"; constant */
+    qsae_isa isa;                   /* kernels in use */
+    uint64_t file_size;             /* bytes */
+} qsae_model_info;
+
+/* Opens a model file. The header, the directory and the tokenizer are validated completely; weight pages
+ * are not touched unless options->verify. Time and allocations do not depend on the size of the weights.
+ *   options  NULL for defaults
+ *   out      receives the model; close it with qsae_model_close after every ctx on it is destroyed
+ * Returns QSAE_OK, ARG, NOMEM, IO, TRUNC, MAGIC, VERSION, FORMAT, UNSUP, LIMIT, MISMATCH, NUM.
+ * Threads: any. Allocates: a fixed number of blocks. */
+QSAE_API qsae_status qsae_model_open(const char *path, const qsae_open_options *options,
+                                     qsae_model **out, qsae_error *err);
+
+/* The same from memory: data[size] is borrowed and must outlive the model; 64-byte aligned. */
+QSAE_API qsae_status qsae_model_open_memory(const void *data, size_t size,
+                                            const qsae_open_options *options, qsae_model **out,
+                                            qsae_error *err);
+
+/* NULL is a no-op. Every ctx on the model must be destroyed first. */
+QSAE_API void qsae_model_close(qsae_model *model);
+
+/* Fills *info; its strings live as long as the model. Cannot fail. Threads: any. */
+QSAE_API void qsae_model_get_info(const qsae_model *model, qsae_model_info *info);
+
+/* ---------------------------------------------------------------------------------------------------
+ * 6 Tokenizer and chat
+ *
+ * Source: the `tokenizers` pipeline of Qwen3's tokenizer.json: added tokens, NFC, split pattern,
+ * byte-level BPE. Text is UTF-8 with a length, NUL is an ordinary character. Each maximal invalid
+ * sequence is read as U+FFFD. */
+
+#define QSAE_TOK_SPECIAL 1u /* recognise added tokens such as <|im_start|> in the text */
+
+/* Text to ids.
+ *   text   [len] bytes; may be NULL if len is 0
+ *   ids    [cap]; may be NULL if cap is 0
+ *   n      receives the number of ids the text has, also when that exceeds cap
+ * Returns QSAE_OK; LIMIT if *n > cap (the first cap ids are written) or len > INT32_MAX; STATE if the
+ * file has no tokenizer; ARG; NOMEM. Threads: any. Allocates: one temporary block. */
+QSAE_API qsae_status qsae_tokenize(const qsae_model *model, const char *text, size_t len,
+                                   unsigned flags, int32_t *ids, size_t cap, size_t *n,
+                                   qsae_error *err);
+
+/* Bytes of one token, [*len], not NUL-terminated, valid as long as the model; possibly a part of a UTF-8
+ * character. NULL and *len = 0 if the id has no text or there is no tokenizer. Threads: any. */
+QSAE_API const char *qsae_token_text(const qsae_model *model, int32_t id, size_t *len);
+
+/* How many leading bytes of text[len] are complete characters: print these, keep the rest (at most 3)
+ * for the next token. Bytes that can never become a character count as complete. */
+QSAE_API size_t qsae_utf8_complete(const char *text, size_t len);
+
+typedef struct qsae_message {
+    const char *role;    /* "system", "user" or "assistant" */
+    const char *content; /* UTF-8; control tokens inside it are read as plain text */
+    size_t content_len;
+} qsae_message;
+
+#define QSAE_CHAT_NO_GENERATION 1u /* do not open an assistant turn at the end */
+#define QSAE_CHAT_NO_THINK      2u /* append the empty <think></think> block to the opened turn */
+
+/* Renders messages in Qwen3's chat format (ChatML) and tokenizes them.
+ * ids, cap, n, returns, threads and allocation: as qsae_tokenize; ARG for an unknown role; STATE if the
+ * tokenizer lacks <|im_start|> or <|im_end|>. Source: chat_template of Qwen3's tokenizer_config.json
+ * (plain turns; tools and earlier reasoning are not rendered). */
+QSAE_API qsae_status qsae_chat_tokens(const qsae_model *model, const qsae_message *messages,
+                                      size_t n_messages, unsigned flags, int32_t *ids, size_t cap,
+                                      size_t *n, qsae_error *err);
+
+/* ---------------------------------------------------------------------------------------------------
+ * 7 Sparse autoencoders
+ *
+ * With x [d_in] read at one site and y [d_out] its reconstruction (or, for a transcoder, the prediction
+ * of another site), rows e_i of the encoder, d_i of the decoder:
+ *     z_i = e_i . norm(x) + b_i         f = activation(z)         y = unnorm(b_dec + sum_i f_i d_i) [+ skip x]
+ *   RELU      f_i = max(z_i, 0)
+ *   JUMPRELU  f_i = z_i if z_i > theta_i and z_i > 0, else 0   (strict; a BatchTopK SAE is one theta for all)
+ *   TOPK      the k largest z_i, ties to the lower index; then max(z_i, 0)
+ *   GATED     f_i = max(s_i (e_i . norm(x)) + m_i, 0) if z_i > 0, else 0
+ * Everything a source format expresses otherwise (pre-bias, input scales, decoder norms) was folded by
+ * the converter. Sources: arXiv 2407.14435 (JumpReLU), 2406.04093 (TopK), 2404.16014 (gated),
+ * 2412.06410 (BatchTopK), 2406.11944 (transcoders); SAELens saes/<name>_sae.py for the exact forms. */
+
+typedef enum qsae_site {
+    /*                     TransformerLens name        Hugging Face module (Qwen3DecoderLayer)          */
+    QSAE_RESID_PRE = 0, /* hook_resid_pre              input of layers[L]                               */
+    QSAE_ATTN_Z,        /* attn.hook_z, heads joined   input of self_attn.o_proj; n_heads*head_dim wide */
+    QSAE_ATTN_OUT,      /* hook_attn_out               output of self_attn, before the add              */
+    QSAE_RESID_MID,     /* hook_resid_mid              input of post_attention_layernorm                */
+    QSAE_MLP_INPUT,     /* mlp.hook_in                 output of post_attention_layernorm, weight applied;
+                           NOT hook_mlp_in (before the norm), NOT ln2.hook_normalized (no weight)       */
+    QSAE_MLP_OUT,       /* hook_mlp_out                output of mlp, before the add                    */
+    QSAE_RESID_POST,    /* hook_resid_post             output of layers[L]; hidden_states[L+1], except for
+                           the last layer, whose hidden_states entry is after the final norm            */
+    QSAE_SITE_COUNT,
+    QSAE_LOGITS = QSAE_SITE_COUNT /* capture only: the logits of every token; layer must be 0 */
+} qsae_site;
+
+/* "resid_pre", ...; NULL if not a site. */
+QSAE_API const char *qsae_site_name(qsae_site site);
+/* The site of that name, or -1. */
+QSAE_API int qsae_site_from_name(const char *name);
+/* Width of a site's rows in this model: d_model, n_heads*head_dim for ATTN_Z, vocab_size for LOGITS. */
+QSAE_API size_t qsae_site_width(const qsae_model *model, qsae_site site);
+
+typedef enum qsae_activation {
+    QSAE_ACT_RELU = 1,
+    QSAE_ACT_JUMPRELU,
+    QSAE_ACT_TOPK,
+    QSAE_ACT_GATED
+} qsae_activation;
+
+typedef enum qsae_norm {
+    QSAE_NORM_NONE = 0,
+    QSAE_NORM_CONSTANT, /* x sqrt(d_in)/|x| in, and the inverse factor out (SAELens constant_norm_rescale) */
+    QSAE_NORM_LAYER     /* (x - mean)/(std + 1e-5) in, std with n - 1; and back out (SAELens layer_norm) */
+} qsae_norm;
+
+typedef struct qsae_sae qsae_sae; /* opaque, immutable, shared by any number of threads */
+
+typedef enum qsae_select {
+    QSAE_SELECT_ONLY = 0, /* the file must hold exactly one SAE */
+    QSAE_SELECT_INDEX,    /* member number `index` */
+    QSAE_SELECT_SITE      /* the member that reads (site, layer), and is called `name` if that is not NULL */
+} qsae_select;
+
+typedef struct qsae_sae_options {
+    qsae_open_options open;
+    qsae_select select; /* which member of a suite */
+    int32_t index;
+    qsae_site site;
+    int32_t layer;
+    const char *name;
+} qsae_sae_options;
+
+typedef struct qsae_sae_info {
+    const char *name;          /* lives as long as the sae */
+    const char *feature_unit;  /* "raw" (units of the site) or "normalized" (the SAE's own input scale) */
+    qsae_site site_in, site_out;
+    int32_t layer_in, layer_out; /* site_in/layer_in: read. site_out/layer_out: written, or predicted */
+    int32_t d_in, d_out, d_sae, k; /* k: TOPK only, else 0 */
+    qsae_activation activation;
+    qsae_norm norm;
+    int32_t has_skip;          /* a skip connection: decode needs the input */
+    int32_t is_transcoder;     /* written site differs from the read one */
+    const char *weight_type;   /* "f32" or "bf16" */
+    int32_t index, n_members;  /* place in the file, SAEs in the file */
+    qsae_isa isa;
+    uint64_t file_size;
+} qsae_sae_info;
+
+/* Opens one SAE of a file. As qsae_model_open; ARG if the selection fits none or several, naming them. */
+QSAE_API qsae_status qsae_sae_open(const char *path, const qsae_sae_options *options, qsae_sae **out,
+                                   qsae_error *err);
+QSAE_API qsae_status qsae_sae_open_memory(const void *data, size_t size,
+                                          const qsae_sae_options *options, qsae_sae **out,
+                                          qsae_error *err);
+/* NULL is a no-op. No ctx may still hold edits that name the sae. */
+QSAE_API void qsae_sae_close(qsae_sae *sae);
+QSAE_API void qsae_sae_get_info(const qsae_sae *sae, qsae_sae_info *info);
+
+/* Sparse rows (CSR), caller-owned: row r has entries start[r] .. start[r+1]-1, ascending index. */
+typedef struct qsae_rows {
+    size_t n_rows;    /* out */
+    size_t *start;    /* [n + 1] */
+    uint32_t *index;  /* [cap] */
+    float *value;     /* [cap], > 0 */
+    size_t cap;       /* n * d_sae never overflows */
+} qsae_rows;
+
+/* Bytes of caller scratch that encode and decode need for calls of at most n rows. SIZE_MAX on overflow. */
+QSAE_API size_t qsae_sae_scratch_size(const qsae_sae *sae, size_t n);
+
+/* Dense rows to sparse features.
+ *   x       [n, d_in], rows ld floats apart (0 means d_in)
+ *   out     receives n rows
+ *   scratch [scratch_size] bytes, any alignment, at least qsae_sae_scratch_size(sae, n)
+ *   n_threads  0 means 1; used only with OpenMP
+ * Returns QSAE_OK; LIMIT if out->cap is too small (out->start is then filled and out->start[n] is the
+ * number of entries needed); NUM if x has a value that is not finite; ARG. Allocates: nothing. */
+QSAE_API qsae_status qsae_sae_encode(const qsae_sae *sae, const float *x, size_t n, size_t ld,
+                                     qsae_rows *out, void *scratch, size_t scratch_size,
+                                     int n_threads, qsae_error *err);
+
+/* Sparse features to dense rows: y = unnorm(b_dec + sum f_i d_i) [+ skip x], indices ascending.
+ *   x   [n, d_in] inputs, ld apart (0 means d_in): needed if has_skip or norm != NONE, else may be NULL
+ *   y   [n, d_out]
+ * Returns QSAE_OK; ARG for an index out of range, not ascending, or a missing x; NUM. Allocates: nothing. */
+QSAE_API qsae_status qsae_sae_decode(const qsae_sae *sae, const qsae_rows *in, const float *x, size_t ld,
+                                     float *y, void *scratch, size_t scratch_size, int n_threads,
+                                     qsae_error *err);
+
+/* One feature's parameters, copied out as float32; any pointer may be NULL.
+ *   encoder [d_in], decoder [d_out], bias, threshold (0 where the activation has none). Returns OK, ARG. */
+QSAE_API qsae_status qsae_sae_feature(const qsae_sae *sae, uint32_t feature, float *encoder,
+                                      float *decoder, float *bias, float *threshold, qsae_error *err);
+
+/* ---------------------------------------------------------------------------------------------------
+ * 8 Sites, capture, edits, hook
+ *
+ * At every site of every layer, in this order: the edits in list order, the hook, the captures.
+ * RESID_POST of a layer comes before RESID_PRE of the next, though both are the same rows. */
+
+/* Where to put the rows of one site. The memory is the caller's and is borrowed until the capture list
+ * is replaced or the ctx destroyed. Row i is token i of the eval call. */
+typedef struct qsae_capture {
+    qsae_site site;  /* a site, or QSAE_LOGITS */
+    int32_t layer;
+    float *rows;     /* [max_rows, width], width = qsae_site_width */
+    size_t max_rows; /* an eval of more tokens than this fails before it starts */
+} qsae_capture;
+
+typedef enum qsae_edit_kind {
+    /* h: the row. c: strength. v: vector. a: the feature's value. d: the feature's decoder row. x: value */
+    QSAE_ADD = 1,        /* h += c v                                                                     */
+    QSAE_PROJECT_OUT,    /* h -= c v (v.h)/(v.v)                                                         */
+    QSAE_REPLACE,        /* h += c (v - h); exactly v if c is 1                                          */
+    QSAE_FEATURE_ADD,    /* h += c x d                                                                   */
+    QSAE_FEATURE_SET,    /* h += c (x - a) d                                                             */
+    QSAE_FEATURE_SCALE,  /* h += c (x - 1) a d;   x = 0 ablates                                          */
+    QSAE_FEATURE_MIN,    /* h += c max(x - a, 0) d     at least x                                        */
+    QSAE_FEATURE_MAX,    /* h += c min(x - a, 0) d     at most x                                         */
+    QSAE_SAE_REPLACE     /* h += c (decode(encode(h)) - h); exactly the reconstruction if c is 1         */
+} qsae_edit_kind;
+
+#define QSAE_END ((int32_t)0) /* pos_end: no end */
+
+/* A gate lets an edit act only on rows where a value is above a threshold: a feature's activation, or the
+ * product of a row with a probe vector. It is read before any edit of its site acts. */
+typedef struct qsae_gate {
+    const qsae_sae *sae; /* borrowed while the edit list is set; NULL: use probe */
+    uint32_t feature;
+    const float *probe;  /* [width of site], copied; NULL and sae NULL: no gate */
+    qsae_site site;      /* of the probe; a feature is read at its SAE's own site */
+    int32_t layer;
+    float threshold;     /* acts where value > threshold */
+} qsae_gate;
+
+/* One change. The feature kinds add a multiple of the decoder row, so what the SAE does not explain of
+ * the row is kept. A feature's value a is its activation before any edit of its site acted; several edits
+ * of one feature in one list pass the changed value on, in list order. With a per-token norm the
+ * decoder row is in the row's own scale. A transcoder's feature is read at site_in and written at
+ * site_out. Strength 0, or a change of 0, leaves the row's bits alone.
+ * The KV cache remembers the edits that were active when it was filled: rewind to undo. */
+typedef struct qsae_edit {
+    qsae_edit_kind kind;
+    float strength;           /* c: 1 is the whole change, 0 is none; use qsae_edit_feature to start from 1 */
+    float value;              /* x: feature kinds */
+    int32_t pos_begin, pos_end; /* acts on positions begin <= p < end; end QSAE_END: no end */
+    qsae_site site;           /* vector kinds; the others act where the SAE says */
+    int32_t layer;
+    const float *vector;      /* vector kinds: [width of site], copied */
+    const qsae_sae *sae;      /* feature kinds and SAE_REPLACE: borrowed while the list is set */
+    uint32_t feature;         /* feature kinds */
+    qsae_gate gate;
+} qsae_edit;
+
+/* An edit of one feature with strength 1, all positions, no gate. Cannot fail. */
+QSAE_API qsae_edit qsae_edit_feature(const qsae_sae *sae, uint32_t feature, qsae_edit_kind kind,
+                                     float value);
+
+typedef struct qsae_ctx qsae_ctx; /* opaque, mutable, one thread at a time */
+
+typedef struct qsae_event {
+    qsae_ctx *ctx;
+    qsae_site site;
+    int32_t layer;
+    int32_t pos;      /* position of row 0; row i is position pos + i */
+    size_t n_rows, width, ld; /* rows are ld floats apart */
+} qsae_event;
+
+/* Called with the live rows of a site: change them in place if you like. Runs on the thread that called
+ * eval, outside any parallel region; must not call eval on ctx, nor change its lists. Return 0 to go on;
+ * else the eval stops with CANCELLED. How many calls an eval makes for a site is unspecified. */
+typedef int (*qsae_hook_fn)(void *user, const qsae_event *event, float *rows);
+
+typedef struct qsae_hook {
+    qsae_hook_fn fn;     /* NULL: no hook */
+    void *user;
+    uint32_t sites;      /* bit 1u << site */
+    int32_t layer_begin, layer_end; /* begin <= layer < end; end 0: all layers */
+} qsae_hook;
+
+/* ---------------------------------------------------------------------------------------------------
+ * 9 Context */
+
+typedef struct qsae_ctx_options {
+    int32_t n_ctx;     /* positions of the KV cache; 0: min(max_positions, 4096) */
+    int32_t n_batch;   /* tokens computed together; 0: 64. Changes speed and memory, never a bit */
+    int32_t n_threads; /* 0: 1; used only with OpenMP */
+    qsae_allocator allocator;
+} qsae_ctx_options;
+
+/* Bytes of the one block that qsae_ctx_create will ask for; 0 if the options are not valid. */
+QSAE_API size_t qsae_ctx_size(const qsae_model *model, const qsae_ctx_options *options);
+
+/* A new, empty timeline; the model is borrowed. Returns OK, ARG, LIMIT, NOMEM. Allocates: one block,
+ * written once so that memory that is not there shows now and not in eval. */
+QSAE_API qsae_status qsae_ctx_create(const qsae_model *model, const qsae_ctx_options *options,
+                                     qsae_ctx **out, qsae_error *err);
+QSAE_API void qsae_ctx_destroy(qsae_ctx *ctx); /* NULL is a no-op */
+
+/* Makes dst's timeline (tokens, KV cache, position, last logits) a copy of src's. Lists and hook are not
+ * copied. Both on one model; dst's n_ctx must hold src's position, else MISMATCH. */
+QSAE_API qsae_status qsae_ctx_copy(qsae_ctx *dst, const qsae_ctx *src, qsae_error *err);
+
+/* Forgets everything from position pos on. ARG if pos is negative or beyond the present position. The
+ * logits are gone (qsae_logits gives NULL) unless pos is the present position. */
+QSAE_API qsae_status qsae_ctx_rewind(qsae_ctx *ctx, int32_t pos, qsae_error *err);
+
+/* Tokens consumed so far; and the ids, [qsae_ctx_pos], valid until the next eval, copy or rewind. */
+QSAE_API int32_t qsae_ctx_pos(const qsae_ctx *ctx);
+QSAE_API const int32_t *qsae_ctx_tokens(const qsae_ctx *ctx);
+
+/* Replace the lists; n = 0 clears. On failure the old list stays. Returns OK, ARG, MISMATCH (SAE and
+ * model differ in width or layers), NUM (a vector or number is not finite), NOMEM.
+ * Allocates: one block each, released when replaced or with the ctx. */
+QSAE_API qsae_status qsae_set_captures(qsae_ctx *ctx, const qsae_capture *list, size_t n,
+                                       qsae_error *err);
+QSAE_API qsae_status qsae_set_edits(qsae_ctx *ctx, const qsae_edit *list, size_t n, qsae_error *err);
+/* NULL clears. Returns OK, ARG. */
+QSAE_API qsae_status qsae_set_hook(qsae_ctx *ctx, const qsae_hook *hook, qsae_error *err);
+
+/* ---------------------------------------------------------------------------------------------------
+ * 10 Evaluation
+ *
+ * Source of the arithmetic: transformers modeling_qwen3.py in float32, eager attention. */
+
+/* Appends n tokens and runs all layers.
+ * Returns OK; ARG for an id outside 0..vocab_size-1 or a capture that is too small; STATE if the tokens
+ * do not fit in n_ctx; CANCELLED. On failure the position is as before. n = 0 does nothing.
+ * Allocates: nothing. */
+QSAE_API qsae_status qsae_eval(qsae_ctx *ctx, const int32_t *tokens, size_t n, qsae_error *err);
+
+/* One context's part of a joint pass. */
+typedef struct qsae_batch {
+    qsae_ctx *ctx;
+    const int32_t *tokens; /* [n] */
+    size_t n;
+} qsae_batch;
+
+/* Evaluates several contexts of one model together, reading the weights once for all of them: the same
+ * bits as one qsae_eval each. A ctx may appear once. Batch and threads are those of the first ctx.
+ * Returns as qsae_eval, and MISMATCH if the models differ; on failure no context has moved. */
+QSAE_API qsae_status qsae_eval_many(const qsae_batch *batch, size_t n, qsae_error *err);
+
+/* Logits [vocab_size] of the last token evaluated, valid until the next call on ctx; NULL if none. */
+QSAE_API const float *qsae_logits(const qsae_ctx *ctx);
+
+/* ---------------------------------------------------------------------------------------------------
+ * 11 Sampling */
+
+typedef struct qsae_sample_options {
+    float temperature; /* 0: the largest logit, ties to the lower id */
+    int32_t top_k;     /* 0: all */
+    float top_p;       /* 0: 1 */
+    float min_p;       /* 0: none */
+    uint64_t seed;
+} qsae_sample_options;
+
+/* Bytes of scratch for qsae_sample over n logits. */
+QSAE_API size_t qsae_sample_scratch_size(size_t n);
+
+/* Picks one id: temperature, then top-k, top-p, min-p (the order of Hugging Face's processors). A pure
+ * function: the random number depends on seed and position alone, so resuming equals running through.
+ *   logits [n]; scratch [scratch_size] bytes, any alignment; not needed (NULL) if temperature is 0
+ * Returns OK, ARG, NUM (a logit is NaN or +Inf, or all are -Inf). Threads: any. Allocates: nothing. */
+QSAE_API qsae_status qsae_sample(const float *logits, size_t n, const qsae_sample_options *options,
+                                 uint64_t position, void *scratch, size_t scratch_size, int32_t *id,
+                                 qsae_error *err);
+
+/* ---------------------------------------------------------------------------------------------------
+ * 12 References
+ *
+ *   Qwen3            arXiv 2505.09388; transformers models/qwen3/modeling_qwen3.py
+ *   this system      arXiv 2606.26620, Discovering Millions of Interpretable Features with Sparse Autoencoders
+ *   file format      tools/FORMAT.md */
+
+/* ---------------------------------------------------------------------------------------------------
+ * 13 File format constants, for programs that write .qsae files (define QSAE_WITH_FORMAT first)
+ *
+ * tools/FORMAT.md is the specification. All fields are little-endian; every struct is free of padding. */
+
+#ifdef QSAE_WITH_FORMAT
+
+#define QSAE_FILE_MAGIC   "QSAE\r\n\x1a\n" /* 8 bytes: a text-mode copy breaks it */
+#define QSAE_FILE_VERSION 1u
+#define QSAE_FILE_ENDIAN  0x01020304u
+#define QSAE_FILE_ALIGN   64u
+
+enum { QSAE_KIND_MODEL = 1, QSAE_KIND_SAE = 2 };
+
+typedef struct qsae_file_header { /* 64 bytes at offset 0 */
+    uint8_t magic[8];
+    uint32_t version, endian;
+    uint64_t file_size;
+    uint32_t kind, n_records;    /* model: 1 record; SAE file: one per SAE */
+    uint32_t n_tensors, zero0;
+    uint64_t index_size;         /* bytes of records and directory, which follow the header */
+    uint64_t zero1;
+    uint64_t hash;               /* XXH64 (seed 0) of header, records, directory, with this field 0 */
+} qsae_file_header;
+
+enum { QSAE_MODEL_TIED = 1 };    /* flags */
+
+typedef struct qsae_model_record { /* 256 bytes */
+    char name[64];               /* UTF-8, NUL-padded */
+    uint32_t n_layers, d_model, n_heads, n_kv_heads, head_dim, d_ff, vocab_size, max_positions;
+    double rope_theta;
+    float rms_eps;
+    uint32_t flags;
+    uint32_t n_eos;
+    int32_t eos[8];              /* unused entries 0 */
+    int32_t bos;                 /* -1: none */
+    uint8_t zero[104];
+} qsae_model_record;
+
+enum { QSAE_SAE_SKIP = 1 };      /* flags */
+enum { QSAE_UNIT_RAW = 0, QSAE_UNIT_NORMALIZED = 1 };
+
+typedef struct qsae_sae_record { /* 256 bytes */
+    char name[96];               /* UTF-8, NUL-padded */
+    uint32_t site_in, layer_in, site_out, layer_out; /* qsae_site */
+    uint32_t d_in, d_out, d_sae, k;
+    uint32_t activation, norm;   /* qsae_activation, qsae_norm */
+    uint32_t flags, feature_unit;
+    uint8_t zero[112];
+} qsae_sae_record;
+
+enum { QSAE_TYPE_F32 = 1, QSAE_TYPE_BF16 = 2, QSAE_TYPE_BYTES = 3 };
+
+enum {
+    QSAE_LAYOUT_VECTOR = 1,  /* [cols] f32, zero-padded to a multiple of 16; rows = 1 */
+    QSAE_LAYOUT_BLOCK16 = 2, /* matrix, 16 rows interleaved: a lane is an output row */
+    QSAE_LAYOUT_ROWS = 3,    /* row-major, each row zero-padded to a multiple of 64 bytes */
+    QSAE_LAYOUT_BYTES = 4    /* [cols] bytes, zero-padded to a multiple of 64; rows = 1 */
+};
+
+typedef struct qsae_tensor_record { /* 64 bytes */
+    uint32_t group;          /* 0: whole file; 1 + layer, or 1 + member of an SAE file */
+    uint32_t role;           /* QSAE_ROLE_ */
+    uint32_t type, layout;
+    uint64_t rows, cols;     /* logical shape */
+    uint64_t offset, size;   /* bytes, from the start of the file */
+    uint64_t hash;           /* XXH64 (seed 0) of the size bytes */
+    uint64_t zero;
+} qsae_tensor_record;
+
+enum {
+    /* group 0 */
+    QSAE_ROLE_EMBED = 1,      /* [vocab_size, d_model] BLOCK16 */
+    QSAE_ROLE_FINAL_NORM = 2, /* [d_model] VECTOR */
+    QSAE_ROLE_LM_HEAD = 3,    /* [vocab_size, d_model] BLOCK16, absent if tied */
+    QSAE_ROLE_ROPE = 4,       /* [head_dim/2] VECTOR: inverse frequencies */
+    QSAE_ROLE_TOKENIZER = 5,  /* BYTES, optional */
+    QSAE_ROLE_META = 6,       /* BYTES, optional: lines key=value, sorted, UTF-8 (any group) */
+    /* group 1 + layer */
+    QSAE_ROLE_ATTN_NORM = 16, /* [d_model] */
+    QSAE_ROLE_Q = 17,         /* [n_heads * head_dim, d_model] */
+    QSAE_ROLE_K = 18,         /* [n_kv_heads * head_dim, d_model] */
+    QSAE_ROLE_V = 19,
+    QSAE_ROLE_Q_NORM = 20,    /* [head_dim] */
+    QSAE_ROLE_K_NORM = 21,
+    QSAE_ROLE_O = 22,         /* [d_model, n_heads * head_dim] */
+    QSAE_ROLE_MLP_NORM = 23,  /* [d_model] */
+    QSAE_ROLE_GATE = 24,      /* [d_ff, d_model] */
+    QSAE_ROLE_UP = 25,
+    QSAE_ROLE_DOWN = 26,      /* [d_model, d_ff] */
+    /* group 1 + member */
+    QSAE_ROLE_ENC = 32,       /* [d_sae, d_in] ROWS */
+    QSAE_ROLE_DEC = 33,       /* [d_sae, d_out] ROWS */
+    QSAE_ROLE_B_ENC = 34,     /* [d_sae]; for GATED the gate's bias */
+    QSAE_ROLE_THETA = 35,     /* [d_sae], JUMPRELU only */
+    QSAE_ROLE_MAG_SCALE = 36, /* [d_sae], GATED only: s */
+    QSAE_ROLE_MAG_BIAS = 37,  /* [d_sae], GATED only: m */
+    QSAE_ROLE_B_DEC = 38,     /* [d_out] */
+    QSAE_ROLE_SKIP = 39       /* [d_out, d_in] BLOCK16, with QSAE_SAE_SKIP only */
+};
+
+/* Bytes that a tensor occupies, or 0 if the combination is not valid or the size overflows. */
+QSAE_API uint64_t qsae_tensor_bytes(uint32_t type, uint32_t layout, uint64_t rows, uint64_t cols);
+/* Streaming XXH64 with seed 0, to hash a tensor that is written in parts. A zeroed state is not valid:
+ * call begin first. */
+typedef struct qsae_hash { uint64_t acc[4], total; uint8_t part[32]; } qsae_hash;
+QSAE_API void qsae_hash_begin(qsae_hash *h);
+QSAE_API void qsae_hash_add(qsae_hash *h, const void *data, size_t size);
+QSAE_API uint64_t qsae_hash_end(const qsae_hash *h);
+
+#endif /* QSAE_WITH_FORMAT */
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* QSAE_H */
