@@ -9,7 +9,7 @@
  *    1 compiler and headers                                                  (private)
  *    2 status and errors                                                     (public)
  *    3 memory: checked sizes, allocator, carving                             (private)
- *    4 platform: files, threads                                              (private)
+ *    4 platform: files, floating-point state, threads                        (private)
  *    5 checksum: XXH64                                                       (public)
  *    6 numerics: the order of every sum; exp, sine, bf16                     (private)
  *    7 kernels: portable reference                                           (private)
@@ -241,9 +241,9 @@ static void *qs_cut(qs_carve *c, size_t count, size_t elem)
 }
 
 /* ===================================================================================================
- * 4 Platform: files, threads (private)
+ * 4 Platform: files, floating-point state, threads (private)
  *
- * The only place with operating system calls.
+ * The only place with operating system calls and machine state.
  * =================================================================================================== */
 
 typedef struct qs_file {
@@ -347,9 +347,44 @@ static qsae_status qs_file_open(const char *path, int no_mmap, const qsae_alloca
 
 #endif
 
+/* A host program may have switched denormals off (gcc's -ffast-math does, for the whole process) or changed the
+ * rounding: the bits must not follow. Saves the state of this thread and sets IEEE's defaults; leave restores. */
+typedef uint64_t qs_fp_state;
+
+#if defined(__GNUC__) && defined(__x86_64__)
+static qs_fp_state qs_fp_enter(void)
+{
+    uint32_t old, ieee = 0x1f80; /* MXCSR after reset: round to nearest, all exceptions masked */
+    __asm__ volatile("stmxcsr %0" : "=m"(old));
+    __asm__ volatile("ldmxcsr %0" : : "m"(ieee));
+    return old;
+}
+
+static void qs_fp_leave(qs_fp_state old)
+{
+    uint32_t mxcsr = (uint32_t)old;
+    __asm__ volatile("ldmxcsr %0" : : "m"(mxcsr));
+}
+#elif defined(__GNUC__) && defined(__aarch64__)
+static qs_fp_state qs_fp_enter(void)
+{
+    uint64_t old, ieee = 0;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(old));
+    __asm__ volatile("msr fpcr, %0" : : "r"(ieee));
+    return old;
+}
+
+static void qs_fp_leave(qs_fp_state old) { __asm__ volatile("msr fpcr, %0" : : "r"(old)); }
+#else
+static qs_fp_state qs_fp_enter(void) { return 0; }
+static void qs_fp_leave(qs_fp_state old) { (void)old; }
+#endif
+
 /* Runs task(arg, lo, hi, thread) over a split of 0..units. Who computes a unit never changes its value, so
  * the split is free. Small work stays on the calling thread: starting a team costs microseconds.
  *   cost  multiply-adds per unit, roughly */
+#define QS_MAX_THREADS 1024
+
 typedef void (*qs_task)(void *arg, size_t lo, size_t hi, size_t thread);
 
 static void qs_parallel(int n_threads, size_t units, size_t cost, qs_task task, void *arg)
@@ -361,7 +396,9 @@ static void qs_parallel(int n_threads, size_t units, size_t cost, qs_task task, 
             size_t n = (size_t)omp_get_num_threads(), t = (size_t)omp_get_thread_num();
             size_t lo = units / n * t + qs_min(t, units % n);
             size_t hi = lo + units / n + (t < units % n);
+            qs_fp_state fp = qs_fp_enter();
             if (lo < hi) task(arg, lo, hi, t);
+            qs_fp_leave(fp);
         }
         return;
     }
@@ -527,11 +564,16 @@ static float qs_exp(float x)
     return p;
 }
 
-/* sin and cos of 0 <= a < 2^21, in double, for RoPE. The quarter turns are subtracted in two parts, the first
+/* sin and cos of 0 <= a < 2^21, in double, for RoPE; NaN outside, where only a file that was opened without
+ * verification can lead. The quarter turns are subtracted in two parts, the first
  * of 33 bits, so that n * it is exact; then Taylor to below 1e-16 on |r| <= pi/4. */
 static void qs_sincos(double a, double *s, double *c)
 {
     const double magic = 6755399441055744.0; /* 1.5 * 2^52 */
+    if (!(a >= 0 && a < 2097152.0)) {
+        *s = *c = NAN;
+        return;
+    }
     double n = (a * 0.63661977236758134308 + magic) - magic;
     double r = (a - n * 1.57079632673412561417e+00) - n * 6.07710050650619224932e-11;
     double q = r * r;
@@ -548,14 +590,14 @@ static void qs_sincos(double a, double *s, double *c)
     }
 }
 
-/* sum of x[0..n)^2, x float32, in double */
-static double qs_sum_squares(const float *x, size_t n)
+/* sum of a[j] b[j] over 0..n, in double, where a product of two float32 is exact: 8 chains and the tree */
+static double qs_dot_double(const float *a, const float *b, size_t n)
 {
-    double c[8] = {0}, v;
+    double c[8] = {0};
     size_t j = 0;
     for (; j + 8 <= n; j += 8)
-        for (size_t i = 0; i < 8; i++) v = x[j + i], c[i] += v * v;
-    for (size_t i = 0; j < n; j++, i++) v = x[j], c[i] += v * v;
+        for (size_t i = 0; i < 8; i++) c[i] += (double)a[j + i] * (double)b[j + i];
+    for (size_t i = 0; j < n; j++, i++) c[i] += (double)a[j] * (double)b[j];
     for (size_t s = 4; s > 0; s /= 2)
         for (size_t i = 0; i < s; i++) c[i] += c[i + s];
     return c[0];
@@ -591,7 +633,7 @@ static float qs_max(const float *x, size_t n)
  * normalised value is rounded before the weight is applied. */
 static void qs_rms_norm(const float *x, const float *w, size_t n, float eps, float *y)
 {
-    float mean = (float)(qs_sum_squares(x, n) / (double)n);
+    float mean = (float)(qs_dot_double(x, x, n) / (double)n);
     float inv = 1.0f / sqrtf(mean + eps);
     for (size_t j = 0; j < n; j++) y[j] = w[j] * (x[j] * inv);
 }
@@ -764,11 +806,10 @@ enum {
 };
 
 /* A tile works on a constant number of blocks (rows) and of tokens and keeps their sums in registers.
- *   mm    one group of n <= 256 k: y = y + chain
- *   dots  whole rows of n values: y = tree
- * Meanwhile it asks for the weights `ahead` bytes further on, one line for each line it reads. */
+ *   mm    one group of n <= 256 k: y = y + chain, or y = 0 + chain if first
+ *   dots  whole rows of n values; first is not used */
 typedef void qs_tile(const void *w, size_t ws, size_t n, const float *x, size_t xs, float *y, size_t ys,
-                     size_t ahead);
+                     int first);
 
 /* Tiles of `size` blocks (rows) by number of tokens 1..6; the wide ones exist for few tokens only. */
 typedef struct qs_level {
@@ -784,17 +825,15 @@ static size_t qs_tile_tokens(size_t left)
 }
 
 /* One panel of blocks, whole k. The weights of a group (blocks x 256 k) stay in the cache while the
- * tokens pass; the first tile of a group fetches the next group, in the end that of the next panel. */
-static void qs_mm_panel(const qs_level *level, unsigned shift, const char *w, size_t ws, size_t kp,
+ * tokens pass. */
+static void qs_mm_panel(qs_tile *const *tile, unsigned shift, const char *w, size_t ws, size_t kp,
                         const float *x, size_t xs, size_t nt, float *y, size_t ys)
 {
-    for (size_t t = 0; t < nt; t++) memset(y + t * ys, 0, level->size * 16 * sizeof(float));
     for (size_t g = 0; g < kp; g += QS_CHAIN) {
-        size_t n = kp - g < QS_CHAIN ? kp - g : QS_CHAIN, at = g * 64 >> shift, tt;
-        size_t ahead = g + n < kp ? QS_CHAIN * 64 >> shift : level->size * ws - at;
-        for (size_t t = 0; t < nt; t += tt, ahead = 0) {
+        size_t n = kp - g < QS_CHAIN ? kp - g : QS_CHAIN, tt;
+        for (size_t t = 0; t < nt; t += tt) {
             tt = qs_tile_tokens(nt - t);
-            level->tile[tt](w + at, ws, n, x + t * xs + g, xs, y + t * ys, ys, ahead);
+            tile[tt](w + (g * 64 >> shift), ws, n, x + t * xs + g, xs, y + t * ys, ys, g == 0);
         }
     }
 }
@@ -809,7 +848,7 @@ static void qs_mm_drive(const qs_level *level, unsigned shift, const void *w, si
     for (size_t b = 0; b < nb; level++) {
         if (!level->tile[tt]) continue;
         for (; b + level->size <= nb; b += level->size)
-            qs_mm_panel(level, shift, wb + b * ws, ws, kp, x, xs, nt, y + 16 * b, ys);
+            qs_mm_panel(level->tile, shift, wb + b * ws, ws, kp, x, xs, nt, y + 16 * b, ys);
     }
 }
 
@@ -827,7 +866,7 @@ static void qs_dots_drive(const qs_level *levels, const void *w, size_t row_byte
                 if (!level->tile[tt]) continue;
                 for (; r + level->size <= r1; r += level->size)
                     level->tile[tt](wb + r * row_bytes, row_bytes, n, x + t * xs, xs,
-                                    z + t * zs + r, zs, level->size * row_bytes);
+                                    z + t * zs + r, zs, 1);
             }
         }
     }
@@ -836,9 +875,9 @@ static void qs_dots_drive(const qs_level *levels, const void *w, size_t row_byte
 /* One tile as a function of its own: the body with constant sizes. */
 #define QS_TILE(attr, name, body, bf16, nb, nt)                                                       \
     attr static void name##_##nb##x##nt(const void *w, size_t ws, size_t n, const float *x, size_t xs, \
-                                        float *y, size_t ys, size_t ahead)                               \
+                                        float *y, size_t ys, int first)                               \
     {                                                                                                 \
-        body(bf16, nb, nt, (const char *)w, ws, n, x, xs, y, ys, ahead);                              \
+        body(bf16, nb, nt, (const char *)w, ws, n, x, xs, y, ys, first);                              \
     }
 #define QS_TILES_1(attr, name, body, bf16, nb) QS_TILE(attr, name, body, bf16, nb, 1)
 #define QS_TILES_3(attr, name, body, bf16, nb)                                                        \
@@ -885,12 +924,6 @@ static void qs_dots_drive(const qs_level *levels, const void *w, size_t row_byte
         qs_dots_drive(qs_dots_bf16_tiles_##isa, w, row_bytes, nr, n, x, xs, nt, z, zs);              \
     }
 
-/* Asks for a line; it may lie outside of the weights: nothing is read then. */
-#define QS_FETCH(p, ahead) __builtin_prefetch((const void *)((uintptr_t)(p) + (ahead)), 0, QS_FETCH_LEVEL)
-#ifndef QS_FETCH_LEVEL
-#define QS_FETCH_LEVEL 2
-#endif
-
 #endif /* any ISA */
 
 #if defined(QS_HAVE_AVX2) || defined(QS_HAVE_AVX512)
@@ -918,12 +951,11 @@ QS_AVX2_INLINE __m256 qs_line_avx2(int bf16, const char *p, int h, int odd)
 
 /* nb blocks x nt tokens x n k: 2 nb nt accumulators */
 QS_AVX2_INLINE void qs_mm_tile_avx2(int bf16, int nb, int nt, const char *w, size_t ws, size_t n,
-                                    const float *x, size_t xs, float *y, size_t ys, size_t ahead)
+                                    const float *x, size_t xs, float *y, size_t ys, int first)
 {
     __m256 c[16];
     QS_UNROLL for (int i = 0; i < 2 * nb * nt; i++) c[i] = _mm256_setzero_ps();
     for (size_t k = 0; k < n; k += bf16 ? 2 : 1, w += 64) {
-        QS_UNROLL for (int b = 0; b < nb; b++) QS_FETCH(w + (size_t)b * ws, ahead);
         QS_UNROLL for (int odd = 0; odd <= bf16; odd++) {
             QS_UNROLL for (int b = 0; b < nb; b++) {
                 __m256 v0 = qs_line_avx2(bf16, w + (size_t)b * ws, 0, odd);
@@ -939,7 +971,8 @@ QS_AVX2_INLINE void qs_mm_tile_avx2(int bf16, int nb, int nt, const char *w, siz
     }
     QS_UNROLL for (int i = 0; i < 2 * nb * nt; i++) {
         float *p = y + (size_t)(i / 2 % nt) * ys + 16 * (i / 2 / nt) + 8 * (i % 2);
-        _mm256_storeu_ps(p, _mm256_add_ps(_mm256_loadu_ps(p), c[i]));
+        __m256 old = first ? _mm256_setzero_ps() : _mm256_loadu_ps(p);
+        _mm256_storeu_ps(p, _mm256_add_ps(old, c[i]));
     }
 }
 
@@ -965,12 +998,12 @@ QS_AVX2_INLINE float qs_tree_avx2(__m256 lo, __m256 hi)
 
 /* nr rows x nt tokens: 2 nr nt accumulators of 8 chains */
 QS_AVX2_INLINE void qs_dots_tile_avx2(int bf16, int nr, int nt, const char *w, size_t ws, size_t n,
-                                      const float *x, size_t xs, float *z, size_t zs, size_t ahead)
+                                      const float *x, size_t xs, float *z, size_t zs, int first)
 {
     __m256 c[16];
+    (void)first;
     QS_UNROLL for (int i = 0; i < 2 * nr * nt; i++) c[i] = _mm256_setzero_ps();
     for (size_t k = 0; k < n; k += 16) {
-        QS_UNROLL for (int r = 0; r < nr; r++) QS_FETCH(w + (size_t)r * ws + (bf16 ? 2 : 4) * k, ahead);
         QS_UNROLL for (int h = 0; h < 2; h++) {
             size_t kh = k + 8 * (size_t)h;
             QS_UNROLL for (int r = 0; r < nr; r++) {
@@ -1086,12 +1119,11 @@ QS_AVX512_INLINE __m512 qs_line_avx512(int bf16, const char *p, int odd)
 
 /* nb blocks x nt tokens x n k: nb nt accumulators. The shorter side waits in registers. */
 QS_AVX512_INLINE void qs_mm_tile_avx512(int bf16, int nb, int nt, const char *w, size_t ws, size_t n,
-                                        const float *x, size_t xs, float *y, size_t ys, size_t ahead)
+                                        const float *x, size_t xs, float *y, size_t ys, int first)
 {
     __m512 c[24], v[8];
     QS_UNROLL for (int i = 0; i < nb * nt; i++) c[i] = _mm512_setzero_ps();
     for (size_t k = 0; k < n; k += bf16 ? 2 : 1, w += 64) {
-        QS_UNROLL for (int b = 0; b < nb; b++) QS_FETCH(w + (size_t)b * ws, ahead);
         QS_UNROLL for (int odd = 0; odd <= bf16; odd++) {
             if (nt < nb) {
                 QS_UNROLL for (int t = 0; t < nt; t++) v[t] = _mm512_set1_ps(x[(size_t)t * xs + k + (size_t)odd]);
@@ -1113,7 +1145,8 @@ QS_AVX512_INLINE void qs_mm_tile_avx512(int bf16, int nb, int nt, const char *w,
     }
     QS_UNROLL for (int i = 0; i < nb * nt; i++) {
         float *p = y + (size_t)(i % nt) * ys + 16 * (i / nt);
-        _mm512_storeu_ps(p, _mm512_add_ps(_mm512_loadu_ps(p), c[i]));
+        __m512 old = first ? _mm512_setzero_ps() : _mm512_loadu_ps(p);
+        _mm512_storeu_ps(p, _mm512_add_ps(old, c[i]));
     }
 }
 
@@ -1140,12 +1173,12 @@ QS_AVX512_INLINE float qs_tree_avx512(__m512 c)
 
 /* nr rows x nt tokens: nr nt accumulators of 16 chains */
 QS_AVX512_INLINE void qs_dots_tile_avx512(int bf16, int nr, int nt, const char *w, size_t ws, size_t n,
-                                          const float *x, size_t xs, float *z, size_t zs, size_t ahead)
+                                          const float *x, size_t xs, float *z, size_t zs, int first)
 {
     __m512 c[24], v[8];
+    (void)first;
     QS_UNROLL for (int i = 0; i < nr * nt; i++) c[i] = _mm512_setzero_ps();
     for (size_t k = 0; k < n; k += 16) {
-        QS_UNROLL for (int r = 0; r < nr; r++) QS_FETCH(w + (size_t)r * ws + (bf16 ? 2 : 4) * k, ahead);
         if (nt < nr) {
             QS_UNROLL for (int t = 0; t < nt; t++) v[t] = _mm512_loadu_ps(x + (size_t)t * xs + k);
             QS_UNROLL for (int r = 0; r < nr; r++) {
@@ -1268,12 +1301,11 @@ QS_NEON_INLINE float32x4_t qs_line_neon(int bf16, const char *p, int q, int odd)
 
 /* nb blocks x nt tokens x n k: 4 nb nt accumulators */
 QS_NEON_INLINE void qs_mm_tile_neon(int bf16, int nb, int nt, const char *w, size_t ws, size_t n,
-                                    const float *x, size_t xs, float *y, size_t ys, size_t ahead)
+                                    const float *x, size_t xs, float *y, size_t ys, int first)
 {
     float32x4_t c[24], v[4];
     QS_UNROLL for (int i = 0; i < 4 * nb * nt; i++) c[i] = vdupq_n_f32(0.0f);
     for (size_t k = 0; k < n; k += bf16 ? 2 : 1, w += 64) {
-        QS_UNROLL for (int b = 0; b < nb; b++) QS_FETCH(w + (size_t)b * ws, ahead);
         QS_UNROLL for (int odd = 0; odd <= bf16; odd++) {
             QS_UNROLL for (int b = 0; b < nb; b++) {
                 QS_UNROLL for (int q = 0; q < 4; q++)
@@ -1290,7 +1322,7 @@ QS_NEON_INLINE void qs_mm_tile_neon(int bf16, int nb, int nt, const char *w, siz
     }
     QS_UNROLL for (int i = 0; i < 4 * nb * nt; i++) {
         float *p = y + (size_t)(i / 4 % nt) * ys + 16 * (i / 4 / nt) + 4 * (i % 4);
-        vst1q_f32(p, vaddq_f32(vld1q_f32(p), c[i]));
+        vst1q_f32(p, vaddq_f32(first ? vdupq_n_f32(0.0f) : vld1q_f32(p), c[i]));
     }
 }
 
@@ -1314,12 +1346,12 @@ QS_NEON_INLINE float qs_tree_neon(const float32x4_t *c)
 
 /* nr rows x nt tokens: 4 nr nt accumulators of 4 chains */
 QS_NEON_INLINE void qs_dots_tile_neon(int bf16, int nr, int nt, const char *w, size_t ws, size_t n,
-                                      const float *x, size_t xs, float *z, size_t zs, size_t ahead)
+                                      const float *x, size_t xs, float *z, size_t zs, int first)
 {
     float32x4_t c[24];
+    (void)first;
     QS_UNROLL for (int i = 0; i < 4 * nr * nt; i++) c[i] = vdupq_n_f32(0.0f);
     for (size_t k = 0; k < n; k += 16) {
-        QS_UNROLL for (int r = 0; r < nr; r++) QS_FETCH(w + (size_t)r * ws + (bf16 ? 2 : 4) * k, ahead);
         QS_UNROLL for (int q = 0; q < 4; q++) {
             size_t kq = k + 4 * (size_t)q;
             QS_UNROLL for (int r = 0; r < nr; r++) {
@@ -1788,10 +1820,11 @@ static qsae_status qs_verify_tensor(const uint8_t *p, const qsae_tensor_record *
     if (qs_find_not_finite(p, t->type, t->size / (t->type == QSAE_TYPE_F32 ? 4 : 2), &at))
         return qs_fail(err, QSAE_E_NUM, t->offset, "tensor %s (group %u): stored element %llu is not finite",
                        qs_role_name(t->role), t->group, (unsigned long long)at);
-    if (t->role == QSAE_ROLE_THETA || t->role == QSAE_ROLE_MAG_SCALE) {
+    int scale = t->role == QSAE_ROLE_MAG_SCALE, rope = t->role == QSAE_ROLE_ROPE;
+    if (t->role == QSAE_ROLE_THETA || scale || rope) {
         const float *v = (const void *)p;
         for (uint64_t i = 0; i < t->cols; i++)
-            if (v[i] < 0 || (t->role == QSAE_ROLE_MAG_SCALE && v[i] == 0))
+            if (v[i] < 0 || (scale && v[i] == 0) || (rope && v[i] > 1))
                 return qs_fail(err, QSAE_E_FORMAT, t->offset, "tensor %s (group %u): element %llu is %g",
                                qs_role_name(t->role), t->group, (unsigned long long)i, (double)v[i]);
     }
@@ -1985,22 +2018,23 @@ static qsae_status qs_check_name(const char *name, size_t cap, qsae_error *err)
 
 #if !defined(QSAE_NO_TOKENIZER)
 
-/* ========================================================================= Tokenizer
-
-   text -> ids as the reference (Hugging Face `tokenizers`) does for Qwen2 and Qwen3:
-
-     1. split the text at added tokens, leftmost-longest   (only if the caller asks)
-     2. each piece between them to Unicode NFC
-     3. split by the Qwen expression (qs_piece)
-     4. bytes -> ids, then byte-pair merges, lowest rank first, ties leftmost
-
-   Bytes that are not UTF-8 are first replaced: each maximal invalid subpart becomes
-   one U+FFFD, as Python's errors="replace". All steps are linear in the text but the
-   merges of one long piece, which are O(n log n).  Nothing is allocated.
-
-   The tokenizer is a blob of the container, used in place: little-endian u32,
-   64-byte aligned, specified in tools/FORMAT.md, validated completely by
-   qs_tok_bind. */
+/* ===================================================================================================
+ * 14 Tokenizer (private; its public calls are with the model, section 15)
+ *
+ * text -> ids as the reference (Hugging Face `tokenizers`) does for Qwen2 and Qwen3:
+ *
+ *   1. split the text at added tokens, leftmost-longest   (only if the caller asks)
+ *   2. each piece between them to Unicode NFC
+ *   3. split by the Qwen expression (qs_piece)
+ *   4. bytes -> ids, then byte-pair merges, lowest rank first, ties leftmost
+ *
+ * Bytes that are not UTF-8 are first replaced: each maximal invalid subpart becomes one U+FFFD, as Python's
+ * errors="replace". All steps are linear in the text but the merges of one long piece, which are
+ * O(n log n). Nothing is allocated.
+ *
+ * The tokenizer is a blob of the container, used in place: little-endian u32, 64-byte aligned, specified in
+ * tools/FORMAT.md, validated completely by qs_tok_bind. The Unicode tables are made by tools/gen_unicode.py.
+ * =================================================================================================== */
 
 #define QS_TOK_MAGIC 0x4B4F5451u         /* "QTOK" */
 #define QS_TOK_MAX_TOKENS (1u << 20)
@@ -3803,7 +3837,7 @@ static qsae_status qs_check_model_record(const qsae_model_record *r, qsae_error 
         return qs_fail(err, QSAE_E_FORMAT, 64, "n_heads %u is not a multiple of n_kv_heads %u", r->n_heads,
                        r->n_kv_heads);
     if (r->head_dim % 2) return qs_fail(err, QSAE_E_FORMAT, 64, "head_dim %u is odd", r->head_dim);
-    if (!(r->rope_theta > 0 && r->rope_theta <= 1e30))
+    if (!(r->rope_theta >= 1 && r->rope_theta <= 1e30))
         return qs_fail(err, QSAE_E_FORMAT, 64, "rope_theta is %g", r->rope_theta);
     if (!(r->rms_eps > 0 && r->rms_eps < 1))
         return qs_fail(err, QSAE_E_FORMAT, 64, "rms_eps is %g", (double)r->rms_eps);
@@ -4084,7 +4118,7 @@ static qsae_status qs_check_sae_record(const qsae_sae_record *r, qsae_error *err
         (st = qs_in_range("flags", r->flags, 0, QSAE_SAE_SKIP, err)) ||
         (st = qs_in_range("feature_unit", r->feature_unit, 0, QSAE_UNIT_NORMALIZED, err)))
         return st;
-    int topk = r->activation == QSAE_ACT_TOPK;
+    uint32_t topk = r->activation == QSAE_ACT_TOPK;
     if ((st = qs_in_range("k", r->k, topk, topk ? r->d_sae : 0, err)) != QSAE_OK) return st;
     if (qs_site_before(r->layer_out, r->site_out, r->layer_in, r->site_in))
         return qs_fail(err, QSAE_E_FORMAT, 64, "the SAE writes %s of layer %u before it reads %s of layer %u",
@@ -4338,17 +4372,17 @@ static qs_row_norm qs_normalize(const qsae_sae *s, const float *x, float *to)
     memset(to + n, 0, (s->in_ld - n) * sizeof *to);
     memcpy(to, x, n * sizeof *to);
     if (s->info.norm == QSAE_NORM_CONSTANT) {
-        double norm = sqrt(qs_sum_squares(x, n));
+        double norm = sqrt(qs_dot_double(x, x, n));
         if (norm > 0) {
             m.in = (float)(sqrt((double)n) / norm);
             m.out = (float)(norm / sqrt((double)n));
         }
     } else if (s->info.norm == QSAE_NORM_LAYER) {
         double sum = 0;
-        for (size_t j = 0; j < n; j++) sum += x[j];
+        for (size_t j = 0; j < n; j++) sum += (double)x[j];
         m.shift = (float)(sum / (double)n);
         for (size_t j = 0; j < n; j++) to[j] = x[j] - m.shift;
-        float std = (float)sqrt(qs_sum_squares(to, n) / (double)(n - 1));
+        float std = (float)sqrt(qs_dot_double(to, to, n) / (double)(n - 1));
         m.in = 1.0f / (std + 1e-5f);
         m.out = std;
     }
@@ -4362,6 +4396,7 @@ static qs_row_norm qs_normalize(const qsae_sae *s, const float *x, float *to)
 static float qs_feature_value(const qsae_sae *s, size_t i, float dot)
 {
     float z = dot + s->b_enc[i];
+    if (z != z) return z; /* Inf - Inf in the product: the caller's check must find it */
     switch (s->info.activation) {
     case QSAE_ACT_RELU: return z > 0.0f ? z : 0.0f;
     case QSAE_ACT_JUMPRELU: return z > s->theta[i] && z > 0.0f ? z : 0.0f;
@@ -4450,6 +4485,12 @@ size_t qsae_sae_scratch_size(const qsae_sae *sae, size_t n)
     return size == SIZE_MAX || !qs_add(size, 63, &size) ? SIZE_MAX : size; /* any alignment */
 }
 
+static qsae_status qs_check_threads(int n_threads, qsae_error *err)
+{
+    if (n_threads >= 0 && n_threads <= QS_MAX_THREADS) return QSAE_OK;
+    return qs_fail(err, QSAE_E_ARG, 0, "n_threads is %d, must be 0..%d", n_threads, QS_MAX_THREADS);
+}
+
 /* Lays the scratch into the caller's block, or says how much it lacks. */
 static qsae_status qs_take_scratch(const qsae_sae *s, size_t n, void *scratch, size_t size,
                                    qs_sae_scratch *to, qsae_error *err)
@@ -4481,6 +4522,44 @@ static qsae_status qs_encode_rows(const qsae_sae *s, const float *x, size_t ld, 
     return QSAE_OK;
 }
 
+/* Appends row r's features in w->z row t; counts on beyond cap. */
+static void qs_emit_row(const qsae_sae *s, const float *z, qsae_rows *out, size_t *used)
+{
+    for (size_t i = 0; i < s->d_sae; i++) {
+        if (z[i] == 0.0f) continue;
+        if (*used < out->cap) out->index[*used] = (uint32_t)i, out->value[*used] = z[i];
+        ++*used;
+    }
+}
+
+static qsae_status qs_check_input(const float *x, size_t n, size_t ld, size_t width, qsae_error *err)
+{
+    for (size_t r = 0; r < n; r++)
+        if (!qs_all_finite(x + r * ld, width))
+            return qs_fail(err, QSAE_E_NUM, 0, "SAE input row %zu is not finite", r);
+    return QSAE_OK;
+}
+
+static qsae_status qs_encode(const qsae_sae *s, const float *x, size_t n, size_t ld, qsae_rows *out,
+                             const qs_sae_scratch *w, int n_threads, qsae_error *err)
+{
+    qs_row_norm m[QS_SAE_ROWS];
+    size_t used = 0;
+    for (size_t r = 0; r < n; r += QS_SAE_ROWS) {
+        size_t nt = qs_min(QS_SAE_ROWS, n - r);
+        qsae_status st = qs_encode_rows(s, x + r * ld, ld, nt, r, w, m, n_threads, err);
+        if (st) return st;
+        for (size_t t = 0; t < nt; t++) {
+            out->start[r + t] = used;
+            qs_emit_row(s, w->z + t * s->d_sae, out, &used);
+        }
+    }
+    out->start[n] = used;
+    out->n_rows = n;
+    if (used <= out->cap) return QSAE_OK;
+    return qs_fail(err, QSAE_E_LIMIT, 0, "encode: %zu features fired, the buffer holds %zu", used, out->cap);
+}
+
 qsae_status qsae_sae_encode(const qsae_sae *sae, const float *x, size_t n, size_t ld, qsae_rows *out,
                             void *scratch, size_t scratch_size, int n_threads, qsae_error *err)
 {
@@ -4490,29 +4569,13 @@ qsae_status qsae_sae_encode(const qsae_sae *sae, const float *x, size_t n, size_
     if (ld < sae->d_in)
         return qs_fail(err, QSAE_E_ARG, 0, "encode: ld is %zu, rows have %zu values", ld, sae->d_in);
     qs_sae_scratch w;
-    qsae_status st = qs_take_scratch(sae, n, scratch, scratch_size, &w, err);
-    if (st) return st;
-    qs_row_norm m[QS_SAE_ROWS];
-    size_t used = 0;
-    for (size_t r = 0; r < n; r += QS_SAE_ROWS) {
-        size_t nt = qs_min(QS_SAE_ROWS, n - r);
-        if ((st = qs_encode_rows(sae, x + r * ld, ld, nt, r, &w, m, n_threads, err)) != QSAE_OK) return st;
-        for (size_t t = 0; t < nt; t++) {
-            out->start[r + t] = used;
-            for (size_t i = 0; i < sae->d_sae; i++) {
-                float f = w.z[t * sae->d_sae + i];
-                if (f == 0.0f) continue;
-                if (used < out->cap) out->index[used] = (uint32_t)i, out->value[used] = f;
-                used++;
-            }
-        }
-    }
-    out->start[n] = used;
-    out->n_rows = n;
-    if (used > out->cap)
-        return qs_fail(err, QSAE_E_LIMIT, 0, "encode: %zu features fired, the buffer holds %zu", used,
-                       out->cap);
-    return QSAE_OK;
+    qsae_status st = qs_check_threads(n_threads, err);
+    if (st || (st = qs_take_scratch(sae, n, scratch, scratch_size, &w, err)) ||
+        (st = qs_check_input(x, n, ld, sae->d_in, err)) != QSAE_OK) return st;
+    qs_fp_state fp = qs_fp_enter();
+    st = qs_encode(sae, x, n, ld, out, &w, n_threads, err);
+    qs_fp_leave(fp);
+    return st;
 }
 
 /* ---- decode ---- */
@@ -4563,35 +4626,47 @@ static qsae_status qs_check_rows(const qsae_sae *s, const qsae_rows *in, qsae_er
     return QSAE_OK;
 }
 
+static int qs_decode_needs_input(const qsae_sae *s)
+{
+    return s->info.has_skip || (s->info.norm != QSAE_NORM_NONE && !s->info.is_transcoder);
+}
+
+static void qs_decode(const qsae_sae *s, const qsae_rows *in, const float *x, size_t ld, float *y,
+                      const qs_sae_scratch *w)
+{
+    for (size_t r = 0; r < in->n_rows; r++) {
+        const float *xr = qs_decode_needs_input(s) ? x + r * ld : NULL;
+        qs_row_norm m = {0.0f, 1.0f, 1.0f};
+        if (xr) m = qs_normalize(s, xr, w->x);
+        qs_decode_begin(s, w);
+        for (size_t e = in->start[r]; e < in->start[r + 1]; e++)
+            qs_decode_add(s, in->index[e], in->value[e], w);
+        qs_decode_end(s, xr, m, w);
+        memcpy(y + r * s->d_out, w->y, s->d_out * sizeof *y);
+    }
+}
+
 qsae_status qsae_sae_decode(const qsae_sae *sae, const qsae_rows *in, const float *x, size_t ld, float *y,
                             void *scratch, size_t scratch_size, int n_threads, qsae_error *err)
 {
-    (void)n_threads;
     if (!sae || !in || !in->start || !y) return qs_fail(err, QSAE_E_ARG, 0, "decode: a pointer is NULL");
     if (in->n_rows && in->start[in->n_rows] && (!in->index || !in->value))
         return qs_fail(err, QSAE_E_ARG, 0, "decode: a pointer is NULL");
-    int needs_x = sae->info.has_skip || (sae->info.norm != QSAE_NORM_NONE && !sae->info.is_transcoder);
-    if (needs_x && !x)
+    if (qs_decode_needs_input(sae) && !x)
         return qs_fail(err, QSAE_E_ARG, 0, "decode: this SAE needs its input (%s)",
                        sae->info.has_skip ? "skip connection" : "per-token norm");
     if (!ld) ld = sae->d_in;
     if (ld < sae->d_in)
         return qs_fail(err, QSAE_E_ARG, 0, "decode: ld is %zu, rows have %zu values", ld, sae->d_in);
     qs_sae_scratch w;
-    qsae_status st = qs_take_scratch(sae, in->n_rows ? 1 : 0, scratch, scratch_size, &w, err);
-    if (st || (st = qs_check_rows(sae, in, err)) != QSAE_OK) return st;
-    for (size_t r = 0; r < in->n_rows; r++) {
-        const float *xr = needs_x ? x + r * ld : NULL;
-        if (xr && !qs_all_finite(xr, sae->d_in))
-            return qs_fail(err, QSAE_E_NUM, 0, "SAE input row %zu is not finite", r);
-        qs_row_norm m = {0.0f, 1.0f, 1.0f};
-        if (xr) m = qs_normalize(sae, xr, w.x);
-        qs_decode_begin(sae, &w);
-        for (size_t e = in->start[r]; e < in->start[r + 1]; e++)
-            qs_decode_add(sae, in->index[e], in->value[e], &w);
-        qs_decode_end(sae, xr, m, &w);
-        memcpy(y + r * sae->d_out, w.y, sae->d_out * sizeof *y);
-    }
+    qsae_status st = qs_check_threads(n_threads, err);
+    if (st || (st = qs_take_scratch(sae, in->n_rows ? 1 : 0, scratch, scratch_size, &w, err)) ||
+        (st = qs_check_rows(sae, in, err)) != QSAE_OK) return st;
+    if (qs_decode_needs_input(sae) && (st = qs_check_input(x, in->n_rows, ld, sae->d_in, err)) != QSAE_OK)
+        return st;
+    qs_fp_state fp = qs_fp_enter();
+    qs_decode(sae, in, x, ld, y, &w);
+    qs_fp_leave(fp);
     return QSAE_OK;
 }
 
@@ -4669,6 +4744,7 @@ struct qsae_ctx {
     size_t ctx16; /* n_ctx up to 16 */
     int32_t pos;
     int has_logits;
+    int busy; /* an eval is running: its hook may not start another or change the lists */
     int32_t *tokens; /* [n_ctx] */
     float *keys, *values;
     float *logits;      /* [vocab_size up to 16] */
@@ -4732,6 +4808,7 @@ static qsae_status qs_ctx_take_options(const qsae_model *m, const qsae_ctx_optio
                                        qsae_error *err)
 {
     static const qsae_ctx_options defaults;
+    qsae_status st;
     if (!m) return qs_fail(err, QSAE_E_ARG, 0, "model is NULL");
     if (!o) o = &defaults;
     c->model = m;
@@ -4742,8 +4819,7 @@ static qsae_status qs_ctx_take_options(const qsae_model *m, const qsae_ctx_optio
         return qs_fail(err, QSAE_E_ARG, 0, "n_ctx is %d, must be 1..%u", c->n_ctx, QS_MAX_POS);
     if (c->n_batch < 1 || c->n_batch > 65536)
         return qs_fail(err, QSAE_E_ARG, 0, "n_batch is %d, must be 1..65536", c->n_batch);
-    if (c->n_threads < 1 || c->n_threads > 1024)
-        return qs_fail(err, QSAE_E_ARG, 0, "n_threads is %d, must be 1..1024", c->n_threads);
+    if ((st = qs_check_threads(o->n_threads, err)) != QSAE_OK) return st;
     if (c->n_batch > c->n_ctx) c->n_batch = c->n_ctx;
     return qs_take_allocator(&o->allocator, &c->alloc, err);
 }
@@ -4785,9 +4861,17 @@ void qsae_ctx_destroy(qsae_ctx *ctx)
     qs_release(&a, ctx, ctx->block);
 }
 
+static qsae_status qs_check_idle(const qsae_ctx *c, qsae_error *err)
+{
+    if (!c) return qs_fail(err, QSAE_E_ARG, 0, "ctx is NULL");
+    return c->busy ? qs_fail(err, QSAE_E_STATE, 0, "the context is in an eval: its hook may not change it")
+                   : QSAE_OK;
+}
+
 qsae_status qsae_ctx_copy(qsae_ctx *dst, const qsae_ctx *src, qsae_error *err)
 {
-    if (!dst || !src) return qs_fail(err, QSAE_E_ARG, 0, "ctx is NULL");
+    qsae_status st = qs_check_idle(dst, err);
+    if (st || (st = qs_check_idle(src, err)) != QSAE_OK) return st;
     if (dst == src) return QSAE_OK;
     if (dst->model != src->model) return qs_fail(err, QSAE_E_MISMATCH, 0, "the contexts have two models");
     if (src->pos > dst->n_ctx)
@@ -4812,7 +4896,8 @@ qsae_status qsae_ctx_copy(qsae_ctx *dst, const qsae_ctx *src, qsae_error *err)
 
 qsae_status qsae_ctx_rewind(qsae_ctx *ctx, int32_t pos, qsae_error *err)
 {
-    if (!ctx) return qs_fail(err, QSAE_E_ARG, 0, "ctx is NULL");
+    qsae_status st = qs_check_idle(ctx, err);
+    if (st) return st;
     if (pos < 0 || pos > ctx->pos)
         return qs_fail(err, QSAE_E_ARG, 0, "cannot rewind to %d, the position is %d", pos, ctx->pos);
     if (pos < ctx->pos) ctx->has_logits = 0;
@@ -4877,7 +4962,9 @@ static qsae_status qs_check_place(const qsae_model *m, const char *what, size_t 
 
 qsae_status qsae_set_captures(qsae_ctx *ctx, const qsae_capture *list, size_t n, qsae_error *err)
 {
-    if (!ctx || (!list && n)) return qs_fail(err, QSAE_E_ARG, 0, "captures: a pointer is NULL");
+    qsae_status st = qs_check_idle(ctx, err);
+    if (st) return st;
+    if (!list && n) return qs_fail(err, QSAE_E_ARG, 0, "captures: list is NULL");
     for (size_t i = 0; i < n; i++) {
         if (!list[i].rows) return qs_fail(err, QSAE_E_ARG, 0, "capture %zu: rows is NULL", i);
         if (list[i].site == QSAE_LOGITS) {
@@ -4886,7 +4973,7 @@ qsae_status qsae_set_captures(qsae_ctx *ctx, const qsae_capture *list, size_t n,
                                list[i].layer);
             continue;
         }
-        qsae_status st = qs_check_place(ctx->model, "capture", i, list[i].site, list[i].layer, err);
+        st = qs_check_place(ctx->model, "capture", i, list[i].site, list[i].layer, err);
         if (st) return st;
     }
     qs_captures *c = NULL;
@@ -4908,7 +4995,8 @@ qsae_status qsae_set_captures(qsae_ctx *ctx, const qsae_capture *list, size_t n,
 qsae_status qsae_set_hook(qsae_ctx *ctx, const qsae_hook *hook, qsae_error *err)
 {
     static const qsae_hook none;
-    if (!ctx) return qs_fail(err, QSAE_E_ARG, 0, "ctx is NULL");
+    qsae_status st = qs_check_idle(ctx, err);
+    if (st) return st;
     if (!hook) hook = &none;
     if (hook->sites >> QSAE_SITE_COUNT)
         return qs_fail(err, QSAE_E_ARG, 0, "hook: sites 0x%x has a bit that is not a site", hook->sites);
@@ -4946,7 +5034,7 @@ typedef struct qs_item {
     int32_t layer;
     const qsae_sae *sae;
     const float *vector; /* [width up to 16] */
-    float square;        /* v.v, of PROJECT_OUT */
+    double square;       /* v.v */
     qs_slot *slot, *gate; /* or NULL */
     float threshold;
     float *recon; /* SAE_REPLACE by a transcoder: [n_batch, out_ld up to 16], made at the read site */
@@ -5117,7 +5205,7 @@ static void qs_build_item(qs_edits *e, qs_carve *c, const qsae_ctx *ctx, const q
         size_t width = qsae_site_width(m, d->site);
         float *v = qs_copy_vector(c, d->vector, width);
         t.vector = v;
-        if (v) m->kernels->dots[QSAE_TYPE_F32](v, 0, 1, qs_up16(width), v, 0, 1, &t.square, 1);
+        if (v) t.square = qs_dot_double(v, v, width);
     } else {
         t.sae = d->sae;
         if (d->kind != QSAE_SAE_REPLACE)
@@ -5158,11 +5246,11 @@ static size_t qs_build_edits(char *base, const qsae_ctx *ctx, const qsae_edit *l
 
 qsae_status qsae_set_edits(qsae_ctx *ctx, const qsae_edit *list, size_t n, qsae_error *err)
 {
-    if (!ctx || (!list && n)) return qs_fail(err, QSAE_E_ARG, 0, "edits: a pointer is NULL");
-    for (size_t i = 0; i < n; i++) {
-        qsae_status st = qs_check_edit(ctx->model, i, &list[i], err);
-        if (st) return st;
-    }
+    qsae_status st = qs_check_idle(ctx, err);
+    if (st) return st;
+    if (!list && n) return qs_fail(err, QSAE_E_ARG, 0, "edits: list is NULL");
+    for (size_t i = 0; i < n; i++)
+        if ((st = qs_check_edit(ctx->model, i, &list[i], err)) != QSAE_OK) return st;
     char *base = NULL;
     size_t size = 0;
     if (n) {
@@ -5292,22 +5380,27 @@ static void qs_apply_replace(float strength, const float *y, size_t width, float
 {
     if (strength == 1.0f) memcpy(h, y, width * sizeof *h);
     else
-        for (size_t j = 0; j < width; j++) h[j] = h[j] + strength * (y[j] - h[j]);
+        for (size_t j = 0; j < width; j++)
+            if (y[j] != h[j]) h[j] = h[j] + strength * (y[j] - h[j]);
+}
+
+/* h -= strength * v (v.h)/(v.v), in double: v may be of any length */
+static void qs_apply_project_out(const qs_item *t, size_t width, float *h)
+{
+    double c = (double)t->strength * (qs_dot_double(t->vector, h, width) / t->square);
+    for (size_t j = 0; c != 0 && j < width; j++) h[j] = (float)((double)h[j] - c * (double)t->vector[j]);
 }
 
 static qsae_status qs_apply_item(qsae_ctx *c, qs_item *t, size_t row, float *h, size_t width,
                                  int n_threads, qsae_error *err)
 {
-    const qs_kernels *k = c->model->kernels;
-    float dot;
     switch (t->kind) {
     case QSAE_ADD:
-        k->axpy[QSAE_TYPE_F32](t->strength, t->vector, qs_up16(width), h);
+        if (t->square != 0)
+            c->model->kernels->axpy[QSAE_TYPE_F32](t->strength, t->vector, qs_up16(width), h);
         return QSAE_OK;
     case QSAE_PROJECT_OUT:
-        if (t->square == 0.0f) return QSAE_OK;
-        k->dots[QSAE_TYPE_F32](t->vector, 0, 1, qs_up16(width), h, 0, 1, &dot, 1);
-        k->axpy[QSAE_TYPE_F32](-t->strength * (dot / t->square), t->vector, qs_up16(width), h);
+        if (t->square != 0) qs_apply_project_out(t, width, h);
         return QSAE_OK;
     case QSAE_REPLACE:
         qs_apply_replace(t->strength, t->vector, width, h);
@@ -5731,6 +5824,8 @@ static qsae_status qs_check_batch(const qsae_batch *b, size_t n, size_t i, qsae_
 {
     const qsae_ctx *c = b[i].ctx;
     if (!c || (!b[i].tokens && b[i].n)) return qs_fail(err, QSAE_E_ARG, 0, "eval: entry %zu has a NULL", i);
+    if (c->busy)
+        return qs_fail(err, QSAE_E_STATE, 0, "eval: context %zu is in an eval, whose hook may not start one", i);
     if (c->model != b[0].ctx->model)
         return qs_fail(err, QSAE_E_MISMATCH, 0, "eval: contexts 0 and %zu have two models", i);
     for (size_t j = 0; j < i; j++)
@@ -5781,18 +5876,21 @@ qsae_status qsae_eval_many(const qsae_batch *batch, size_t n, qsae_error *err)
         c->ev_n = batch[i].n;
         c->ev_done = 0;
         if (batch[i].n) c->has_logits = 0;
+        c->busy = 1;
     }
     qs_pass p = {host->model, &host->scratch, 0, host->n_threads, 0, err};
-    while ((p.n = qs_fill_pass(batch, n, host, host->scratch.rows)) != 0)
-        if ((st = qs_run_pass(&p)) != QSAE_OK) return st;
+    qs_fp_state fp = qs_fp_enter();
+    while (!st && (p.n = qs_fill_pass(batch, n, host, host->scratch.rows)) != 0) st = qs_run_pass(&p);
+    qs_fp_leave(fp);
     for (size_t i = 0; i < n; i++) {
         qsae_ctx *c = batch[i].ctx;
-        if (!c->ev_n) continue;
+        c->busy = 0;
+        if (st || !c->ev_n) continue;
         memcpy(c->tokens + c->pos, c->ev_tokens, c->ev_n * sizeof *c->tokens);
         c->pos += (int32_t)c->ev_n;
         c->has_logits = 1;
     }
-    return QSAE_OK;
+    return st;
 }
 
 qsae_status qsae_eval(qsae_ctx *ctx, const int32_t *tokens, size_t n, qsae_error *err)
@@ -5865,18 +5963,44 @@ static size_t qs_keep_candidates(qs_pair *p, size_t n, size_t top_k, double top_
         qs_sift(p, n - 1 - kept, 0, qs_smaller_first);
         if (top_p >= 1.0 || most < n) continue;
         if (!kept) /* top-p is a share of all */
-            for (size_t i = 0; i < n; i++) total += p[i].value;
-        seen += t.value;
+            for (size_t i = 0; i < n; i++) total += (double)p[i].value;
+        seen += (double)t.value;
         if (seen >= top_p * total) return kept + 1;
     }
     if (most < n && top_p < 1.0) { /* top-p is a share of the top-k */
-        for (size_t i = 0; i < kept; i++) total += p[n - 1 - i].value;
+        for (size_t i = 0; i < kept; i++) total += (double)p[n - 1 - i].value;
         for (size_t i = 0; i < kept; i++) {
-            seen += p[n - 1 - i].value;
+            seen += (double)p[n - 1 - i].value;
             if (seen >= top_p * total) return i + 1;
         }
     }
     return kept;
+}
+
+static qsae_status qs_sample(const float *logits, size_t n, const qsae_sample_options *o, uint64_t position,
+                             qs_pair *p, size_t best, int32_t *id)
+{
+    for (size_t i = 0; i < n; i++) {
+        p[i].value = qs_exp((logits[i] - logits[best]) / o->temperature);
+        p[i].index = (uint32_t)i;
+    }
+    double top_p = o->top_p == 0.0f ? 1.0 : (double)o->top_p;
+    int sorted = o->top_k || top_p < 1.0; /* candidates p[n-1], p[n-2], ... then; p[0], p[1], ... else */
+    size_t kept = sorted ? qs_keep_candidates(p, n, (size_t)o->top_k, top_p) : n;
+    double total = 0, seen = 0;
+    for (size_t i = 0; i < kept; i++) {
+        qs_pair *c = &p[sorted ? n - 1 - i : i];
+        if (c->value < o->min_p) c->value = 0.0f; /* the largest has value 1 */
+        total += (double)c->value;
+    }
+    double u = qs_uniform(o->seed, position) * total;
+    *id = (int32_t)best;
+    for (size_t i = 0; i < kept; i++) {
+        const qs_pair *c = &p[sorted ? n - 1 - i : i];
+        seen += (double)c->value;
+        if (c->value > 0.0f && seen > u) return *id = (int32_t)c->index, QSAE_OK;
+    }
+    return QSAE_OK;
 }
 
 qsae_status qsae_sample(const float *logits, size_t n, const qsae_sample_options *options, uint64_t position,
@@ -5884,7 +6008,8 @@ qsae_status qsae_sample(const float *logits, size_t n, const qsae_sample_options
 {
     static const qsae_sample_options greedy;
     const qsae_sample_options *o = options ? options : &greedy;
-    if (!logits || !id || !n || n > INT32_MAX) return qs_fail(err, QSAE_E_ARG, 0, "sample: NULL, or %zu logits", n);
+    if (!logits || !id || !n || n > INT32_MAX)
+        return qs_fail(err, QSAE_E_ARG, 0, "sample: a pointer is NULL, or %zu logits", n);
     qsae_status st = qs_check_sample(o, err);
     if (st) return st;
     size_t best = qs_argmax(logits, n);
@@ -5894,27 +6019,10 @@ qsae_status qsae_sample(const float *logits, size_t n, const qsae_sample_options
         return qs_fail(err, QSAE_E_ARG, 0, "scratch has %zu bytes, needs %zu", scratch ? scratch_size : 0,
                        qsae_sample_scratch_size(n));
     qs_pair *p = (void *)((char *)scratch + (64 - (uintptr_t)scratch % 64) % 64);
-    for (size_t i = 0; i < n; i++) {
-        p[i].value = qs_exp((logits[i] - logits[best]) / o->temperature);
-        p[i].index = (uint32_t)i;
-    }
-    double top_p = o->top_p == 0.0f ? 1.0 : (double)o->top_p;
-    size_t kept = n, step = 0; /* candidates p[n-1], p[n-2], ... after sorting; p[0], p[1], ... without */
-    if (o->top_k || top_p < 1.0) kept = qs_keep_candidates(p, n, (size_t)o->top_k, top_p), step = 1;
-    double total = 0, seen = 0;
-    for (size_t i = 0; i < kept; i++) {
-        qs_pair *c = &p[step ? n - 1 - i : i];
-        if (c->value < o->min_p) c->value = 0.0f; /* the largest has value 1 */
-        total += c->value;
-    }
-    double u = qs_uniform(o->seed, position) * total;
-    *id = (int32_t)best;
-    for (size_t i = 0; i < kept; i++) {
-        const qs_pair *c = &p[step ? n - 1 - i : i];
-        seen += c->value;
-        if (c->value > 0.0f && seen > u) return *id = (int32_t)c->index, QSAE_OK;
-    }
-    return QSAE_OK;
+    qs_fp_state fp = qs_fp_enter();
+    st = qs_sample(logits, n, o, position, p, best, id);
+    qs_fp_leave(fp);
+    return st;
 }
 
 /* ===================================================================================================

@@ -272,7 +272,7 @@ typedef enum qsae_norm {
     QSAE_NORM_NONE = 0,
     QSAE_NORM_CONSTANT, /* x sqrt(d_in)/|x| in, and the inverse factor out (SAELens constant_norm_rescale) */
     QSAE_NORM_LAYER     /* (x - mean)/(std + 1e-5) in, std with n - 1; and back out (SAELens layer_norm) */
-} qsae_norm;
+} qsae_norm;            /* a transcoder's output is not scaled back: it predicts another site */
 
 typedef struct qsae_sae qsae_sae; /* opaque, immutable, shared by any number of threads */
 
@@ -335,7 +335,8 @@ QSAE_API size_t qsae_sae_scratch_size(const qsae_sae *sae, size_t n);
  *   scratch [scratch_size] bytes, any alignment, at least qsae_sae_scratch_size(sae, n)
  *   n_threads  0 means 1; used only with OpenMP
  * Returns QSAE_OK; LIMIT if out->cap is too small (out->start is then filled and out->start[n] is the
- * number of entries needed); NUM if x has a value that is not finite; ARG. Allocates: nothing. */
+ * number of entries needed); NUM if x has a value that is not finite, or one so large that a product overflows
+ * (the arrays are unspecified then); ARG. Allocates: nothing. */
 QSAE_API qsae_status qsae_sae_encode(const qsae_sae *sae, const float *x, size_t n, size_t ld,
                                      qsae_rows *out, void *scratch, size_t scratch_size,
                                      int n_threads, qsae_error *err);
@@ -428,8 +429,8 @@ typedef struct qsae_event {
 } qsae_event;
 
 /* Called with the live rows of a site: change them in place if you like. Runs on the thread that called
- * eval, outside any parallel region; must not call eval on ctx, nor change its lists. Return 0 to go on;
- * else the eval stops with CANCELLED. How many calls an eval makes for a site is unspecified. */
+ * eval, outside any parallel region. Calls that would change a context of this eval return STATE; others may
+ * be used. Return 0 to go on; else the eval stops with CANCELLED. How many calls an eval makes for a site is unspecified. */
 typedef int (*qsae_hook_fn)(void *user, const qsae_event *event, float *rows);
 
 typedef struct qsae_hook {
@@ -471,7 +472,7 @@ QSAE_API int32_t qsae_ctx_pos(const qsae_ctx *ctx);
 QSAE_API const int32_t *qsae_ctx_tokens(const qsae_ctx *ctx);
 
 /* Replace the lists; n = 0 clears. On failure the old list stays. Returns OK, ARG, MISMATCH (SAE and
- * model differ in width or layers), NUM (a vector or number is not finite), NOMEM.
+ * model differ in width or layers), NUM (a vector or number is not finite), NOMEM, STATE (from a hook).
  * Allocates: one block each, released when replaced or with the ctx. */
 QSAE_API qsae_status qsae_set_captures(qsae_ctx *ctx, const qsae_capture *list, size_t n,
                                        qsae_error *err);
@@ -486,7 +487,8 @@ QSAE_API qsae_status qsae_set_hook(qsae_ctx *ctx, const qsae_hook *hook, qsae_er
 
 /* Appends n tokens and runs all layers.
  * Returns OK; ARG for an id outside 0..vocab_size-1 or a capture that is too small; STATE if the tokens
- * do not fit in n_ctx; CANCELLED. On failure the position is as before. n = 0 does nothing.
+ * do not fit in n_ctx, or from the hook of an eval of this ctx; CANCELLED; NUM if a row is not finite where an edit
+ * reads a feature. On failure the position is as before and the logits are gone. n = 0 does nothing.
  * Allocates: nothing. */
 QSAE_API qsae_status qsae_eval(qsae_ctx *ctx, const int32_t *tokens, size_t n, qsae_error *err);
 
