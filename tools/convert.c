@@ -1,0 +1,443 @@
+/* qsae convert: a Qwen3 checkpoint or SAELens SAEs, as their producers save them, to
+ * one .qsae file. */
+
+#ifndef _XOPEN_SOURCE
+#define _XOPEN_SOURCE 700 /* realpath */
+#endif
+#define _FILE_OFFSET_BITS 64
+
+#include "convert.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "args.h"
+#include "cmd.h"
+#include "text.h"
+
+static const char usage[] =
+    "usage: qsae convert FOLDER... -o FILE.qsae [options]\n"
+    "\n"
+    "FOLDER is a Qwen3 checkpoint as Hugging Face saves it (config.json,\n"
+    "*.safetensors, tokenizer.json), or a SAELens SAE (cfg.json,\n"
+    "sae_weights.safetensors). Several SAE folders become one suite. Weights keep\n"
+    "their stored values: bf16 stays bf16, f16 and f32 become f32.\n"
+    "\n"
+    "  -o, --out FILE        the file to write; it appears whole or not at all\n"
+    "      --type f32|bf16   every matrix in this type (bf16 rounds to nearest even)\n"
+    "      --name NAME       its name inside the file; default: the folder's\n"
+    "      --force           replace FILE even if it is not a .qsae file\n"
+    "      --ignore-key KEY  this key of the configuration changes no number\n"
+    "model:\n"
+    "      --head tied|stored  which output head, where config and tensors disagree\n"
+    "      --no-tokenizer    leave the tokenizer out\n"
+    "SAE:\n"
+    "      --site SITE --layer N          what it reads: resid_pre, attn_z, attn_out,\n"
+    "                                     resid_mid, mlp_input, mlp_out, resid_post\n"
+    "      --site-out SITE --layer-out N  what it writes (transcoders)\n"
+    "      --norm-scale X    inputs were multiplied by X (expected_average_only_in)\n";
+
+/* ---- files ---- */
+
+char *convert_path(const char *dir, const char *name)
+{
+    size_t n = strlen(dir), m = strlen(name);
+    char *path = malloc(n + m + 2);
+    if (!path)
+        return NULL;
+    memcpy(path, dir, n);
+    if (n > 0 && dir[n - 1] != '/')
+        path[n++] = '/';
+    memcpy(path + n, name, m + 1);
+    return path;
+}
+
+int convert_exists(const char *dir, const char *name)
+{
+    struct stat st;
+    char *path = convert_path(dir, name);
+    int yes = path && stat(path, &st) == 0;
+    free(path);
+    return yes;
+}
+
+static int read_fd(int fd, const char *path, uint64_t limit, char **text, size_t *len,
+                   char *err, size_t cap)
+{
+    struct stat st;
+    safe_name shown = name_z(path);
+    if (fstat(fd, &st))
+        return err_set(err, cap, "%s: %s", shown.text, strerror(errno));
+    if (!S_ISREG(st.st_mode))
+        return err_set(err, cap, "%s: not a regular file", shown.text);
+    if ((uint64_t)st.st_size > limit)
+        return err_set(err, cap, "%s: %" PRIu64 " bytes, the limit is %" PRIu64,
+                       shown.text, (uint64_t)st.st_size, limit);
+    size_t size = (size_t)st.st_size, at = 0;
+    char *buffer = malloc(size + 1);
+    if (!buffer)
+        return err_set(err, cap, "out of memory");
+    while (at < size) {
+        ssize_t n = read(fd, buffer + at, size - at);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0) {
+            free(buffer);
+            return err_set(err, cap, "%s: cannot read: %s", shown.text,
+                           n < 0 ? strerror(errno) : "it became shorter");
+        }
+        at += (size_t)n;
+    }
+    buffer[size] = 0;
+    *text = buffer;
+    *len = size;
+    return 0;
+}
+
+int convert_read(const char *dir, const char *name, uint64_t limit, char **text,
+                 size_t *len, char *err, size_t cap)
+{
+    char *path = convert_path(dir, name);
+    if (!path)
+        return err_set(err, cap, "out of memory");
+    int fd = open(path, O_RDONLY | O_NONBLOCK), status;
+    if (fd < 0) {
+        status = err_set(err, cap, "%s: cannot open: %s", name_z(path).text,
+                         strerror(errno));
+    } else {
+        status = read_fd(fd, path, limit, text, len, err, cap);
+        close(fd);
+    }
+    free(path);
+    return status;
+}
+
+int convert_read_json(const char *dir, const char *name, json_doc **doc, char *err,
+                      size_t cap)
+{
+    char *text, why[ERR_CAP];
+    size_t len;
+    if (convert_read(dir, name, (uint64_t)16 << 20, &text, &len, err, cap))
+        return -1;
+    *doc = json_parse(text, len, why, sizeof why);
+    free(text);
+    if (!*doc)
+        return err_set(err, cap, "%s: %s", name, why);
+    if (json_root(*doc)->type != JSON_OBJECT) {
+        json_free(*doc);
+        *doc = NULL;
+        return err_set(err, cap, "%s: not a JSON object", name);
+    }
+    return 0;
+}
+
+/* ---- names, notes, numbers ---- */
+
+int convert_name(const char *dir, const convert_options *o, char *out, size_t room,
+                 char *err, size_t cap)
+{
+    if (o->name) {
+        if (strlen(o->name) >= room || o->name[0] == 0)
+            return err_set(err, cap, "--name: 1 to %zu bytes", room - 1);
+        strcpy(out, o->name);
+        return 0;
+    }
+    int valid = 1;
+    char *full = realpath(dir, NULL); /* so that "." and "x/.." have a name too */
+    const char *slash = full ? strrchr(full, '/') : NULL,
+               *base = slash ? slash + 1 : dir;
+    if (*base == 0)
+        base = "unnamed";
+    size_t n = strlen(base);
+    if (n >= room)
+        for (n = room - 1; n > 0 && ((unsigned char)base[n] & 0xC0) == 0x80;)
+            n--;
+    memcpy(out, base, n);
+    out[n] = 0;
+    free(full);
+    for (size_t i = 0; i < n && valid;) {
+        uint32_t c;
+        i += text_next(out + i, n - i, &c, &valid);
+        valid &= c >= 0x20;
+    }
+    return valid
+               ? 0
+               : err_set(
+                     err, cap,
+                     "%s: the folder's name is not plain UTF-8 text; --name NAME gives "
+                     "another",
+                     name_z(dir).text);
+}
+
+int convert_ignored(const convert_options *o, const char *key)
+{
+    for (int i = 0; i < o->n_ignore; i++)
+        if (strcmp(o->ignore[i], key) == 0)
+            return 1;
+    return 0;
+}
+
+void convert_note(const char *format, ...)
+{
+    va_list ap;
+    va_start(ap, format);
+    printf("note: ");
+    vprintf(format, ap);
+    printf("\n");
+    va_end(ap);
+}
+
+static int not_finite(const st_tensor *t, uint64_t at, double value, char *err,
+                      size_t cap)
+{
+    const char *what = isnan(value) ? "NaN" : "infinite";
+    safe_name name = name_z(t->name);
+    if (t->rank != 2 || t->shape[1] == 0)
+        return err_set(err, cap, "tensor %s: element %" PRIu64 " is %s", name.text, at,
+                       what);
+    return err_set(err, cap,
+                   "tensor %s: element %" PRIu64 " (row %" PRIu64 ", column %" PRIu64
+                   ") is %s",
+                   name.text, at, at / t->shape[1], at % t->shape[1], what);
+}
+
+int convert_f32(const st_tensor *t, uint64_t first, uint64_t n, float *out, char *err,
+                size_t cap)
+{
+    st_f32(t, first, n, out);
+    for (uint64_t i = 0; i < n; i++)
+        if (!isfinite(out[i]))
+            return not_finite(t, first + i, (double)out[i], err, cap);
+    return 0;
+}
+
+int convert_f64(const st_tensor *t, uint64_t first, uint64_t n, double *out, char *err,
+                size_t cap)
+{
+    st_f64(t, first, n, out);
+    for (uint64_t i = 0; i < n; i++)
+        if (!isfinite(out[i]))
+            return not_finite(t, first + i, out[i], err, cap);
+    return 0;
+}
+
+/* ---- the command ---- */
+
+enum {
+    OPT_OUT = 1,
+    OPT_TYPE,
+    OPT_NAME,
+    OPT_FORCE,
+    OPT_IGNORE,
+    OPT_HEAD,
+    OPT_NO_TOKENIZER,
+    OPT_SITE,
+    OPT_LAYER,
+    OPT_SITE_OUT,
+    OPT_LAYER_OUT,
+    OPT_NORM_SCALE
+};
+
+static const args_option options[] = {
+    {"out", 'o', OPT_OUT, ARGS_VALUE},
+    {"type", 0, OPT_TYPE, ARGS_VALUE},
+    {"name", 0, OPT_NAME, ARGS_VALUE},
+    {"force", 0, OPT_FORCE, 0},
+    {"ignore-key", 0, OPT_IGNORE, ARGS_VALUE | ARGS_MANY},
+    {"head", 0, OPT_HEAD, ARGS_VALUE},
+    {"no-tokenizer", 0, OPT_NO_TOKENIZER, 0},
+    {"site", 0, OPT_SITE, ARGS_VALUE},
+    {"layer", 0, OPT_LAYER, ARGS_VALUE},
+    {"site-out", 0, OPT_SITE_OUT, ARGS_VALUE},
+    {"layer-out", 0, OPT_LAYER_OUT, ARGS_VALUE},
+    {"norm-scale", 0, OPT_NORM_SCALE, ARGS_VALUE},
+    {NULL, 0, 0, 0},
+};
+
+static int take_word(const char *option, const char *value, const char *a,
+                     const char *b, int *out)
+{
+    *out = strcmp(value, a) == 0 ? 1 : strcmp(value, b) == 0 ? 2 : 0;
+    if (*out)
+        return CMD_OK;
+    return complain(CMD_USAGE, "%s: '%.60s' is not %s or %s", option, value, a, b);
+}
+
+static int take_site(const char *option, const char *value, int *out)
+{
+    *out = qsae_site_from_name(value);
+    if (*out >= 0)
+        return CMD_OK;
+    return complain(CMD_USAGE, "%s: '%.60s' is not a site (see: qsae convert --help)",
+                    option, value);
+}
+
+static int take_layer(const char *option, const char *value, int *out)
+{
+    int64_t n;
+    int status = args_integer(option, value, 0, CONVERT_MAX_LAYERS - 1, &n);
+    if (status == CMD_OK)
+        *out = (int)n;
+    return status;
+}
+
+/* In double: the factor is folded in double. */
+static int take_scale(const char *value, double *out)
+{
+    float check;
+    int status = args_real("--norm-scale", value, 1e-30, 1e30, &check);
+    if (status == CMD_OK)
+        *out = strtod(value, NULL);
+    return status;
+}
+
+static int take(convert_options *o, int *force, const args *a, int id)
+{
+    int word = 0, status = CMD_OK;
+    switch (id) {
+    case OPT_OUT: o->out = a->value; break;
+    case OPT_NAME: o->name = a->value; break;
+    case OPT_FORCE: *force = 1; break;
+    case OPT_NO_TOKENIZER: o->no_tokenizer = 1; break;
+    case OPT_TYPE:
+        status = take_word("--type", a->value, "f32", "bf16", &word);
+        o->type = word == 1 ? QSAE_TYPE_F32 : QSAE_TYPE_BF16;
+        break;
+    case OPT_HEAD:
+        status = take_word("--head", a->value, "tied", "stored", &o->head);
+        break;
+    case OPT_SITE: status = take_site("--site", a->value, &o->site); break;
+    case OPT_SITE_OUT: status = take_site("--site-out", a->value, &o->site_out); break;
+    case OPT_LAYER: status = take_layer("--layer", a->value, &o->layer); break;
+    case OPT_LAYER_OUT:
+        status = take_layer("--layer-out", a->value, &o->layer_out);
+        break;
+    case OPT_NORM_SCALE: status = take_scale(a->value, &o->norm_scale); break;
+    case OPT_IGNORE:
+        if (o->n_ignore == CONVERT_MAX_IGNORE)
+            return complain(CMD_USAGE, "--ignore-key: at most %d times",
+                            CONVERT_MAX_IGNORE);
+        o->ignore[o->n_ignore++] = a->value;
+        break;
+    default: break;
+    }
+    return status;
+}
+
+/* An existing file is replaced if it is a .qsae file: anything else may be dear to
+ * someone. */
+static int may_replace(const char *path, int force)
+{
+    char magic[8] = {0};
+    struct stat st;
+    if (force || stat(path, &st) != 0)
+        return CMD_OK;
+    FILE *f = S_ISREG(st.st_mode) ? fopen(path, "rb") : NULL;
+    size_t n = f ? fread(magic, 1, 8, f) : 0;
+    if (f)
+        fclose(f);
+    if (!f || (n == 8 && memcmp(magic, QSAE_FILE_MAGIC, 8) == 0))
+        return CMD_OK; /* not a regular file: the writer says so */
+    return complain(CMD_FAILED,
+                    "%s exists and is not a .qsae file; --force replaces it", path);
+}
+
+/* 1: SAELens, 0: checkpoint, -1: neither */
+static int folder_kind(const char *dir, char *err, size_t cap)
+{
+    struct stat st;
+    safe_name shown = name_z(dir);
+    if (stat(dir, &st))
+        return err_set(err, cap, "%s: %s", shown.text, strerror(errno));
+    if (!S_ISDIR(st.st_mode))
+        return err_set(
+            err, cap,
+            "%s: not a folder; convert takes the folder that holds config.json or "
+            "cfg.json",
+            shown.text);
+    int model = convert_exists(dir, "config.json"),
+        sae = convert_exists(dir, "cfg.json");
+    if (model && sae)
+        return err_set(err, cap,
+                       "%s: holds both config.json (a model) and cfg.json (an SAE)",
+                       shown.text);
+    if (!model && !sae)
+        return err_set(
+            err, cap,
+            "%s: neither config.json (a Hugging Face checkpoint) nor cfg.json (a "
+            "SAELens SAE) is in it",
+            shown.text);
+    return sae;
+}
+
+static int convert_folders(const char *const *dirs, int n, const convert_options *o,
+                           char *err, size_t cap)
+{
+    int kind = folder_kind(dirs[0], err, cap);
+    for (int i = 1; i < n && kind >= 0; i++) {
+        int other = folder_kind(dirs[i], err, cap);
+        if (other == 0 || (other > 0 && kind == 0))
+            return err_set(
+                err, cap,
+                "several folders make a suite of SAEs; a model goes into a file of "
+                "its own");
+        if (other < 0)
+            kind = -1;
+    }
+    if (kind < 0)
+        return -1;
+    int sae_option = o->site >= 0 || o->layer >= 0 || o->site_out >= 0 ||
+                     o->layer_out >= 0 || o->norm_scale > 0;
+    if (kind == 0 && sae_option)
+        return err_set(err, cap,
+                       "%s is a model; --site, --layer and --norm-scale are for SAEs",
+                       name_z(dirs[0]).text);
+    if (kind == 1 && (o->head || o->no_tokenizer))
+        return err_set(err, cap,
+                       "%s is an SAE; --head and --no-tokenizer are for models",
+                       name_z(dirs[0]).text);
+    if (n > 1 && (o->name || sae_option))
+        return err_set(err, cap,
+                       "--name, --site, --layer and --norm-scale go with one folder");
+    return kind == 1 ? convert_sae(dirs, n, o, err, cap)
+                     : convert_model(dirs[0], o, err, cap);
+}
+
+int cmd_convert(int argc, char **argv)
+{
+    convert_options o;
+    char err[ERR_CAP] = "";
+    int force = 0, n = 0, status = CMD_OK;
+    memset(&o, 0, sizeof o);
+    o.site = o.layer = o.site_out = o.layer_out = -1;
+    const char **dirs = malloc(((size_t)argc + 1) * sizeof *dirs);
+    if (!dirs)
+        return complain(CMD_FAILED, "out of memory");
+    args a = args_begin(argc, argv, options, usage);
+    for (int id; status == CMD_OK && (id = args_next(&a)) != ARGS_END;) {
+        if (id == ARGS_HELP || id == ARGS_ERROR) {
+            free(dirs);
+            return id == ARGS_HELP ? CMD_OK : CMD_USAGE;
+        }
+        if (id == ARGS_POSITIONAL)
+            dirs[n++] = a.value;
+        else
+            status = take(&o, &force, &a, id);
+    }
+    if (status == CMD_OK && (n == 0 || !o.out))
+        status = complain(CMD_USAGE, "convert: %s (see: qsae convert --help)",
+                          n == 0 ? "which folder?" : "-o FILE is missing");
+    if (status == CMD_OK)
+        status = may_replace(o.out, force);
+    if (status == CMD_OK && convert_folders(dirs, n, &o, err, sizeof err))
+        status = complain(CMD_FAILED, "%s", err);
+    free(dirs);
+    return status == CMD_OK ? finish_stdout() : status;
+}

@@ -1,0 +1,82 @@
+/* convert.h: what the files of `qsae convert` share.
+ *
+ *     convert.c         the command: options, kinds of folders, reading small files
+ *     convert_config.c  config.json and generation_config.json of a Qwen3 checkpoint
+ *     convert_model.c   its tensors and tokenizer, written as a model file
+ *     convert_sae.c     SAELens folders, written as an SAE file
+ *
+ * The rule of all of them: what the source says is followed exactly, or refused by
+ * name; nothing that could change a number is ignored. Functions return 0, or -1 with
+ * err set. */
+
+#ifndef QSAE_TOOLS_CONVERT_H
+#define QSAE_TOOLS_CONVERT_H
+
+#include "checked.h"
+#include "json.h"
+#include "qfile.h"
+#include "safetensors.h"
+
+#define CONVERT_MAX_IGNORE 32
+
+enum { HEAD_FROM_CONFIG = 0, HEAD_TIED, HEAD_STORED };
+
+typedef struct convert_options {
+    const char *out, *name; /* name NULL: that of the folder */
+    uint32_t type;          /* QSAE_TYPE_F32 or _BF16 for every matrix; 0: as stored */
+    int head;               /* HEAD_ */
+    int no_tokenizer;
+    int site, layer;         /* -1: from the source. What the SAE reads */
+    int site_out, layer_out; /* what it writes */
+    double norm_scale;       /* 0: none given */
+    const char
+        *ignore[CONVERT_MAX_IGNORE]; /* config keys that the user says do not matter */
+    int n_ignore;
+} convert_options;
+
+int convert_model(const char *dir, const convert_options *o, char *err, size_t cap);
+/* One file with n SAEs, one from each folder. */
+int convert_sae(const char *const *dirs, int n, const convert_options *o, char *err,
+                size_t cap);
+
+/* "dir/name" from malloc; NULL if out of memory. */
+char *convert_path(const char *dir, const char *name);
+/* 1 if dir/name exists, whatever it is. */
+int convert_exists(const char *dir, const char *name);
+/* The whole file dir/name of at most `limit` bytes, from malloc, NUL-terminated. */
+int convert_read(const char *dir, const char *name, uint64_t limit, char **text,
+                 size_t *len, char *err, size_t cap);
+/* The same, parsed. */
+int convert_read_json(const char *dir, const char *name, json_doc **doc, char *err,
+                      size_t cap);
+/* The folder's own name into out[cap], cut at a character's boundary; or o->name, which
+ * must fit. */
+int convert_name(const char *dir, const convert_options *o, char *out, size_t room,
+                 char *err, size_t cap);
+/* 1 if the user gave --ignore-key KEY. */
+int convert_ignored(const convert_options *o, const char *key);
+/* A line "note: ..." about something the user may want to know. */
+void convert_note(const char *format, ...) CHECK_FORMAT(1, 2);
+
+/* Elements as numbers, refused if one is not finite: the message names tensor, index
+ * and place. */
+int convert_f32(const st_tensor *t, uint64_t first, uint64_t n, float *out, char *err,
+                size_t cap);
+int convert_f64(const st_tensor *t, uint64_t first, uint64_t n, double *out, char *err,
+                size_t cap);
+
+/* ---- Qwen3 ---- */
+
+#define CONVERT_MAX_LAYERS 512
+
+typedef struct model_config {
+    qsae_model_record record; /* all but the name */
+    int tied;                 /* tie_word_embeddings */
+    const char *eos_from;     /* which file named the end tokens; constant */
+    safe_name version;        /* of transformers, "" if unknown */
+} model_config;
+
+int convert_config(const char *dir, const convert_options *o, model_config *c,
+                   char *err, size_t cap);
+
+#endif
