@@ -1,0 +1,20 @@
+/* The subcommands of the `qsae` program, one file each. argv[0] is the command's name, argv[1..] its
+ * arguments. Every command prints its usage on --help, results on stdout, at most one line `qsae: ...`
+ * on stderr, and returns one of the exit codes below. */
+
+#ifndef QSAE_CMD_H
+#define QSAE_CMD_H
+
+enum {
+    CMD_OK = 0,
+    CMD_FAILED = 1, /* the work could not be done: a file, memory, a mismatch */
+    CMD_USAGE = 2   /* the command line is wrong */
+};
+
+int cmd_convert(int argc, char **argv);
+int cmd_info(int argc, char **argv);
+int cmd_capture(int argc, char **argv);
+int cmd_features(int argc, char **argv);
+int cmd_generate(int argc, char **argv);
+
+#endif

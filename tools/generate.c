@@ -1,0 +1,454 @@
+/* `qsae generate`: continues a text or answers a chat, with SAE features edited if
+   asked. */
+
+#include "cmd.h"
+#include "input.h"
+
+#include <float.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* clang-format off */
+static const char usage[] =
+    "Usage: qsae generate MODEL.qsae (--prompt T | --tokens 1,2,3 | --chat T)\n"
+    "                     [options]\n"
+    "Prints the continuation as it comes, until an end token or -n tokens.\n"
+    "\n"
+    INPUT_USAGE("prompt")
+    "Choosing tokens:\n"
+    "  -n N              at most N tokens; default 256\n"
+    "  --temp X          temperature; default 0: always the most likely token\n"
+    "  --top-k K         sample among the K most likely (0: all)\n"
+    "  --top-p P         ... among the most likely that together have probability P\n"
+    "  --min-p P         ... among those at least P times as likely as the first\n"
+    "  --seed S          the same seed gives the same text; default 0\n"
+    "Steering, on every token of prompt and continuation:\n"
+    "  --sae FILE        an SAE whose features can be edited; may be repeated\n"
+    "  --name N          of the SAE file before it, only the member of this name\n"
+    "  --edit E          SITE.LAYER:FEATURE=OP:VALUE, such as resid_post.2:317=set:0;\n"
+    "                    may be repeated: edits act in the order given. OP is one of\n"
+    "                      add    add VALUE times the feature's direction\n"
+    "                      set    make the feature VALUE\n"
+    "                      scale  multiply it by VALUE\n"
+    "                      min    make it at least VALUE\n"
+    "                      max    make it at most VALUE\n"
+    "                    SITE.LAYER is where the SAE reads; an edit of a transcoder's\n"
+    "                    feature changes the site that it writes\n"
+    RUN_USAGE;
+/* clang-format on */
+
+enum {
+    OPT_N = OPT_OWN,
+    OPT_TEMP,
+    OPT_TOP_K,
+    OPT_TOP_P,
+    OPT_MIN_P,
+    OPT_SEED,
+    OPT_SAE,
+    OPT_NAME,
+    OPT_EDIT
+};
+
+static const args_option option_table[] = {
+    INPUT_OPTIONS("prompt"),
+    {NULL, 'n', OPT_N, ARGS_VALUE},
+    {"temp", 0, OPT_TEMP, ARGS_VALUE},
+    {"top-k", 0, OPT_TOP_K, ARGS_VALUE},
+    {"top-p", 0, OPT_TOP_P, ARGS_VALUE},
+    {"min-p", 0, OPT_MIN_P, ARGS_VALUE},
+    {"seed", 0, OPT_SEED, ARGS_VALUE},
+    {"sae", 0, OPT_SAE, ARGS_VALUE | ARGS_MANY},
+    {"name", 0, OPT_NAME, ARGS_VALUE | ARGS_MANY},
+    {"edit", 0, OPT_EDIT, ARGS_VALUE | ARGS_MANY},
+    {NULL, 0, 0, 0},
+};
+
+typedef struct sae_file {
+    const char *path, *name;
+} sae_file;
+
+/* One --edit, and the SAE it acts on: `sae` is one of the run's, shared by edits of
+   one place. */
+typedef struct edit_request {
+    const char *text;
+    int site, layer;
+    uint32_t feature;
+    qsae_edit_kind kind;
+    float value;
+    qsae_sae *sae;
+    int owns; /* closes sae */
+} edit_request;
+
+typedef struct generate_run {
+    input in;
+    const char *model_path;
+    int32_t n;
+    int has_temp;
+    const char *sampling; /* an option that is useless without --temp, or NULL */
+    qsae_sample_options sample;
+    sae_file *files; /* [n_files] */
+    edit_request *edits;
+    size_t n_files, n_edits;
+    qsae_model *model;
+    qsae_ctx *ctx;
+    int32_t *ids;
+    void *scratch;
+} generate_run;
+
+/* --------------------------------------------------------------------------- edits */
+
+/* Copies text up to the first `end` into part [cap]; returns what follows it, NULL
+   if that fails. */
+static const char *take_part(const char *text, char end, char *part, size_t cap)
+{
+    const char *stop = strchr(text, end);
+    if (!stop || (size_t)(stop - text) >= cap)
+        return NULL;
+    memcpy(part, text, (size_t)(stop - text));
+    part[stop - text] = '\0';
+    return stop + 1;
+}
+
+static int parse_operation(const char *op, qsae_edit_kind *kind)
+{
+    static const struct {
+        const char *name;
+        qsae_edit_kind kind;
+    } table[] = {{"add", QSAE_FEATURE_ADD},
+                 {"set", QSAE_FEATURE_SET},
+                 {"scale", QSAE_FEATURE_SCALE},
+                 {"min", QSAE_FEATURE_MIN},
+                 {"max", QSAE_FEATURE_MAX}};
+    for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
+        if (strcmp(op, table[i].name) == 0) {
+            *kind = table[i].kind;
+            return 1;
+        }
+    }
+    return 0;
+}
+
+static int parse_edit(const char *text, edit_request *e)
+{
+    char site[24], layer[24], feature[24], op[24], what[160];
+    const char *at = text;
+    int64_t number;
+    if (!(at = take_part(at, '.', site, sizeof site)) ||
+        !(at = take_part(at, ':', layer, sizeof layer)) ||
+        !(at = take_part(at, '=', feature, sizeof feature)) ||
+        !(at = take_part(at, ':', op, sizeof op)))
+        return complain(CMD_USAGE, "--edit '%.100s' is not SITE.LAYER:FEATURE=OP:VALUE",
+                        text);
+    e->text = text;
+    e->site = qsae_site_from_name(site);
+    if (e->site < 0 || e->site >= QSAE_SITE_COUNT)
+        return complain(CMD_USAGE, "--edit '%.100s': there is no site '%s'", text,
+                        site);
+    if (!parse_operation(op, &e->kind))
+        return complain(CMD_USAGE,
+                        "--edit '%.100s': '%s' is none of add set scale min max", text,
+                        op);
+    snprintf(what, sizeof what, "--edit '%.100s': layer", text);
+    int code = args_integer(what, layer, 0, INT32_MAX, &number);
+    if (code != CMD_OK)
+        return code;
+    e->layer = (int)number;
+    snprintf(what, sizeof what, "--edit '%.100s': feature", text);
+    code = args_integer(what, feature, 0, UINT32_MAX, &number);
+    if (code != CMD_OK)
+        return code;
+    e->feature = (uint32_t)number;
+    snprintf(what, sizeof what, "--edit '%.100s': value", text);
+    return args_real(what, at, -(double)FLT_MAX, (double)FLT_MAX, &e->value);
+}
+
+/* Finds the one SAE that reads the place of edit number i, among all files given. */
+static int open_edit_sae(generate_run *r, size_t i)
+{
+    edit_request *e = &r->edits[i];
+    size_t total = 0;
+    for (size_t f = 0; f < r->n_files; f++) {
+        sae_choice choice = {e->site, e->layer, r->files[f].name};
+        qsae_sae *sae = NULL;
+        size_t n_fit;
+        int code = sae_open_choice(&r->in, r->files[f].path, &choice, 1, &sae, &n_fit);
+        if (code != CMD_OK)
+            return code;
+        total += n_fit;
+        if (total == 1 && sae) {
+            e->sae = sae;
+            e->owns = 1;
+            code = sae_check_model(r->files[f].path, sae, r->model);
+            if (code != CMD_OK)
+                return code;
+        } else {
+            qsae_sae_close(sae);
+        }
+    }
+    if (total == 0)
+        return complain(CMD_FAILED,
+                        "--edit '%.100s': no SAE given reads %s of layer %d", e->text,
+                        qsae_site_name((qsae_site)e->site), e->layer);
+    if (total > 1)
+        return complain(
+            CMD_FAILED,
+            "--edit '%.100s': %zu SAEs given read %s of layer %d; choose with --name",
+            e->text, total, qsae_site_name((qsae_site)e->site), e->layer);
+    return CMD_OK;
+}
+
+/* Without an edit the files are not needed; one that cannot be opened is an error
+   all the same. */
+static int try_files(generate_run *r)
+{
+    for (size_t f = 0; f < r->n_files; f++) {
+        sae_choice choice = {-1, -1, r->files[f].name};
+        qsae_sae *sae = NULL;
+        size_t n_fit;
+        int code = sae_open_choice(&r->in, r->files[f].path, &choice, 1, &sae, &n_fit);
+        qsae_sae_close(sae);
+        if (code != CMD_OK)
+            return code;
+    }
+    return CMD_OK;
+}
+
+static int open_saes(generate_run *r)
+{
+    if (r->n_edits == 0)
+        return try_files(r);
+    for (size_t i = 0; i < r->n_edits; i++) {
+        edit_request *e = &r->edits[i];
+        for (size_t k = 0; k < i && !e->sae; k++)
+            if (r->edits[k].site == e->site && r->edits[k].layer == e->layer)
+                e->sae = r->edits[k].sae;
+        int code = e->sae ? CMD_OK : open_edit_sae(r, i);
+        if (code != CMD_OK)
+            return code;
+        qsae_sae_info info;
+        qsae_sae_get_info(e->sae, &info);
+        if (e->feature >= (uint32_t)info.d_sae)
+            return complain(CMD_FAILED, "--edit '%.100s': the SAE has features 0..%d",
+                            e->text, (int)info.d_sae - 1);
+    }
+    return CMD_OK;
+}
+
+static int set_edits(generate_run *r)
+{
+    qsae_error err;
+    if (r->n_edits == 0)
+        return CMD_OK;
+    qsae_edit *list = calloc(r->n_edits, sizeof *list);
+    if (!list)
+        return complain(CMD_FAILED, "out of memory for %zu edits", r->n_edits);
+    for (size_t i = 0; i < r->n_edits; i++)
+        list[i] = qsae_edit_feature(r->edits[i].sae, r->edits[i].feature,
+                                    r->edits[i].kind, r->edits[i].value);
+    qsae_status s = qsae_set_edits(r->ctx, list, r->n_edits, &err);
+    free(list);
+    return s == QSAE_OK ? CMD_OK : complain_library(NULL, &err);
+}
+
+/* -------------------------------------------------------------------- command line */
+
+static int take_sampling(generate_run *r, const args *a, int id)
+{
+    int64_t k;
+    int code;
+    if (id == OPT_TEMP) {
+        r->has_temp = 1;
+        return args_real(a->option, a->value, 0, 1e6, &r->sample.temperature);
+    }
+    if (id == OPT_SEED)
+        return args_unsigned(a->option, a->value, &r->sample.seed);
+    r->sampling = id == OPT_TOP_K ? "--top-k" : id == OPT_TOP_P ? "--top-p" : "--min-p";
+    if (id == OPT_TOP_P)
+        return args_real(a->option, a->value, 0, 1, &r->sample.top_p);
+    if (id == OPT_MIN_P)
+        return args_real(a->option, a->value, 0, 1, &r->sample.min_p);
+    code = args_integer(a->option, a->value, 0, INT32_MAX, &k);
+    if (code == CMD_OK)
+        r->sample.top_k = (int32_t)k;
+    return code;
+}
+
+static int take_option(generate_run *r, const args *a, int id)
+{
+    int64_t n;
+    int code;
+    switch (id) {
+    case OPT_N:
+        code = args_integer(a->option, a->value, 0, INT32_MAX, &n);
+        if (code == CMD_OK)
+            r->n = (int32_t)n;
+        return code;
+    case OPT_TEMP:
+    case OPT_TOP_K:
+    case OPT_TOP_P:
+    case OPT_MIN_P:
+    case OPT_SEED: return take_sampling(r, a, id);
+    case OPT_SAE: r->files[r->n_files++].path = a->value; return CMD_OK;
+    case OPT_NAME:
+        if (r->n_files == 0 || r->files[r->n_files - 1].name)
+            return complain(CMD_USAGE, "--name belongs to the --sae before it, once");
+        r->files[r->n_files - 1].name = a->value;
+        return CMD_OK;
+    case OPT_EDIT: return parse_edit(a->value, &r->edits[r->n_edits++]);
+    default: return input_take(&r->in, a, id);
+    }
+}
+
+static int parse(generate_run *r, int argc, char **argv, int *help)
+{
+    args a = args_begin(argc, argv, option_table, usage);
+    for (int id; (id = args_next(&a)) != ARGS_END;) {
+        if (id == ARGS_HELP || id == ARGS_ERROR) {
+            *help = id == ARGS_HELP;
+            return *help ? CMD_OK : CMD_USAGE;
+        }
+        if (id == ARGS_POSITIONAL) {
+            if (r->model_path)
+                return complain(CMD_USAGE, "'%.200s' is one argument too many",
+                                a.value);
+            r->model_path = a.value;
+        } else {
+            int code = take_option(r, &a, id);
+            if (code != CMD_OK)
+                return code;
+        }
+    }
+    if (!r->model_path)
+        return complain(CMD_USAGE,
+                        "generate needs MODEL.qsae (see: qsae generate --help)");
+    if (r->sampling && !r->has_temp)
+        return complain(CMD_USAGE,
+                        "%s needs --temp: without it the most likely token is taken",
+                        r->sampling);
+    return input_check(&r->in);
+}
+
+/* ---------------------------------------------------------------------- generation */
+
+/* Bytes that are printed as soon as they are whole characters. */
+typedef struct stream {
+    char *bytes;
+    size_t n, cap;
+} stream;
+
+static int stream_add(stream *s, const char *text, size_t len)
+{
+    if (len > s->cap - s->n) {
+        size_t cap = s->n + len + 256;
+        char *bytes = realloc(s->bytes, cap);
+        if (!bytes)
+            return complain(CMD_FAILED, "out of memory for the text of a token");
+        s->bytes = bytes;
+        s->cap = cap;
+    }
+    if (len)
+        memcpy(s->bytes + s->n, text, len);
+    s->n += len;
+    size_t whole = s->n ? qsae_utf8_complete(s->bytes, s->n) : 0;
+    if (whole == 0)
+        return CMD_OK;
+    fwrite(s->bytes, 1, whole, stdout);
+    memmove(s->bytes, s->bytes + whole, s->n - whole);
+    s->n -= whole;
+    return fflush(stdout) == 0 ? CMD_OK : finish_stdout();
+}
+
+static int is_end(const qsae_model_info *info, int32_t id)
+{
+    for (int32_t i = 0; i < info->n_eos; i++)
+        if (info->eos[i] == id)
+            return 1;
+    return 0;
+}
+
+static int continue_text(generate_run *r, stream *out)
+{
+    qsae_error err;
+    qsae_model_info info;
+    qsae_model_get_info(r->model, &info);
+    size_t scratch = qsae_sample_scratch_size((size_t)info.vocab_size);
+    r->scratch = malloc(scratch ? scratch : 1);
+    if (!r->scratch)
+        return complain(CMD_FAILED, "out of memory for sampling");
+    for (int32_t i = 0; i < r->n; i++) {
+        int32_t id;
+        size_t len;
+        if (qsae_sample(qsae_logits(r->ctx), (size_t)info.vocab_size, &r->sample,
+                        (uint64_t)qsae_ctx_pos(r->ctx), r->scratch, scratch, &id,
+                        &err) != QSAE_OK)
+            return complain_library(NULL, &err);
+        if (is_end(&info, id))
+            break;
+        const char *text = qsae_token_text(r->model, id, &len);
+        int code = stream_add(out, text, text ? len : 0);
+        if (code != CMD_OK)
+            return code;
+        if (i + 1 < r->n && qsae_eval(r->ctx, &id, 1, &err) != QSAE_OK)
+            return complain_library(NULL, &err);
+    }
+    return CMD_OK;
+}
+
+static int work(generate_run *r)
+{
+    qsae_error err;
+    size_t n, chunk;
+    int code = input_open_model(&r->in, r->model_path, &r->model);
+    if (code == CMD_OK)
+        code = open_saes(r);
+    if (code == CMD_OK)
+        code = input_ids(&r->in, r->model, &r->ids, &n);
+    if (code == CMD_OK)
+        code = input_context(&r->in, r->model, n + (size_t)r->n, n, &r->ctx, &chunk);
+    if (code == CMD_OK)
+        code = set_edits(r);
+    if (code != CMD_OK)
+        return code;
+    for (size_t done = 0; done < n; done += chunk) {
+        size_t part = n - done < chunk ? n - done : chunk;
+        if (qsae_eval(r->ctx, r->ids + done, part, &err) != QSAE_OK)
+            return complain_library(NULL, &err);
+    }
+    stream out = {NULL, 0, 0};
+    code = continue_text(r, &out);
+    if (out.n)
+        fwrite(out.bytes, 1, out.n, stdout); /* what never became a whole character */
+    putchar('\n');
+    fflush(stdout);
+    free(out.bytes);
+    return code;
+}
+
+int cmd_generate(int argc, char **argv)
+{
+    int help = 0, code;
+    generate_run r;
+    memset(&r, 0, sizeof r);
+    r.in.text_name = "prompt";
+    r.n = 256;
+    r.files = calloc((size_t)argc,
+                     sizeof *r.files); /* no list is longer than the command line */
+    r.edits = calloc((size_t)argc, sizeof *r.edits);
+    if (!r.files || !r.edits)
+        code = complain(CMD_FAILED, "out of memory");
+    else
+        code = parse(&r, argc, argv, &help);
+    if (code == CMD_OK && !help)
+        code = work(&r);
+    qsae_ctx_destroy(r.ctx); /* before the SAEs that its edits name */
+    for (size_t i = 0; i < r.n_edits; i++)
+        if (r.edits[i].owns)
+            qsae_sae_close(r.edits[i].sae);
+    qsae_model_close(r.model);
+    free(r.files);
+    free(r.edits);
+    free(r.ids);
+    free(r.scratch);
+    return code;
+}

@@ -1,0 +1,60 @@
+/* The program `qsae`: dispatches to the subcommands (see cmd.h). */
+
+#include "../qsae.h"
+#include "args.h"
+#include "cmd.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static const struct {
+    const char *name;
+    int (*run)(int argc, char **argv);
+    const char *purpose;
+} commands[] = {
+    {"convert", cmd_convert,
+     "a Hugging Face checkpoint or SAELens SAE folder to a .qsae file"},
+    {"info", cmd_info, "what a .qsae file holds"},
+    {"capture", cmd_capture, "activations of a text's tokens to a .safetensors file"},
+    {"features", cmd_features, "the SAE features of every token of a text"},
+    {"generate", cmd_generate,
+     "continue a text or answer a chat, with features edited if asked"},
+};
+
+enum { N_COMMANDS = (int)(sizeof commands / sizeof commands[0]) };
+
+static void print_usage(void)
+{
+    printf("qsae runs Qwen3 models, shows their SAE features, and steers "
+           "them.\n\nUsage:\n");
+    for (int i = 0; i < N_COMMANDS; i++)
+        printf("  qsae %-10s %s\n", commands[i].name, commands[i].purpose);
+    printf("  qsae --version\n\nqsae COMMAND --help tells more. Exit codes: 0 done, 1 "
+           "failed, 2 wrong"
+           " usage.\n");
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 2)
+        return complain(CMD_USAGE, "no command; see: qsae --help");
+    const char *name = argv[1];
+    if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 ||
+        strcmp(name, "help") == 0) {
+        print_usage();
+        return finish_stdout();
+    }
+    if (strcmp(name, "--version") == 0) {
+        uint32_t v = qsae_version();
+        printf("qsae %u.%u.%u\n", (unsigned)(v >> 16), (unsigned)(v >> 8 & 255),
+               (unsigned)(v & 255));
+        return finish_stdout();
+    }
+    for (int i = 0; i < N_COMMANDS; i++) {
+        if (strcmp(name, commands[i].name) == 0) {
+            int code = commands[i].run(argc - 1, argv + 1);
+            return code == CMD_OK ? finish_stdout() : code;
+        }
+    }
+    return complain(CMD_USAGE, "unknown command '%.60s'; see: qsae --help", name);
+}
