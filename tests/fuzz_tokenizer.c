@@ -1,0 +1,103 @@
+/* Fuzz target, white box: hostile tokenizer blobs, and any text through a good one. The
+ * first byte chooses: bit 0 patches of the blob, bit 1 added tokens are recognised, bit 2
+ * the input is a tokenizer.json. The good blob is the toy's: run in the repository's
+ * root. */
+
+#include "../qsae.c"
+
+#include "fuzz.h"
+
+#include "../tools/tok_build.h"
+
+enum { MAX_IDS = 1 << 12, MAX_JSON = 1 << 20 };
+
+static uint8_t *aligned_copy(const uint8_t *data, size_t size)
+{
+    uint8_t *p = tiny_alloc(size);
+    memcpy(p, data, size);
+    return p;
+}
+
+static const uint8_t *good_blob(size_t *size)
+{
+    static uint8_t *blob;
+    static size_t blob_size;
+    static char json[MAX_JSON];
+    uint8_t *built;
+    char err[256] = "not there";
+    if (!blob) {
+        FILE *f = fopen("examples/toy/model/tokenizer.json", "rb");
+        size_t n = f ? fread(json, 1, sizeof json, f) : 0;
+        if (!f || !tok_build_from_json(json, n, &built, &blob_size, err, sizeof err)) {
+            fprintf(stderr, "the toy's tokenizer.json: %s\n", err);
+            abort();
+        }
+        fclose(f);
+        blob = aligned_copy(built, blob_size);
+        free(built);
+    }
+    *size = blob_size;
+    return blob;
+}
+
+static void encode(const qs_tok *tok, const char *text, size_t n, int special)
+{
+    static int32_t ids[MAX_IDS];
+    qsae_error e;
+    size_t count, len, size = qs_tok_scratch(n);
+    void *scratch = malloc(size ? size : 1);
+    qsae_status s =
+        qs_tok_encode(tok, text, n, special, ids, MAX_IDS, &count, scratch, size, &e);
+    for (size_t i = 0; s == QSAE_OK && i < count; i++)
+        if (!qs_tok_text(tok, ids[i], &len))
+            abort(); /* an id that has no text was never in the vocabulary */
+    free(scratch);
+}
+
+static void try_json(const uint8_t *data, size_t size)
+{
+    char err[256];
+    uint8_t *blob = NULL;
+    size_t blob_size;
+    qs_tok tok;
+    qsae_error e;
+    char *json = malloc(size + 1);
+    memcpy(json, data, size);
+    json[size] = 0;
+    if (tok_build_from_json(json, size, &blob, &blob_size, err, sizeof err)) {
+        uint8_t *copy = aligned_copy(blob, blob_size);
+        if (qs_tok_bind(&tok, copy, blob_size, &e) != QSAE_OK)
+            abort(); /* the builder must not write what the library refuses */
+        encode(&tok, "Hello, world 123", 16, 1);
+        free(copy);
+    }
+    free(blob);
+    free(json);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    static const char sample[] =
+        "Hello <|im_start|>w\xC3\xB6rld's  12345\n\n\xE6\x9D\xB1 \xFF!";
+    qs_tok tok;
+    qsae_error e;
+    size_t n;
+    const uint8_t *good = good_blob(&n);
+    int mode = size ? data[0] : 0;
+    if (mode & 4) {
+        try_json(data + 1, size - 1);
+        return 0;
+    }
+    uint8_t *blob = aligned_copy(good, n);
+    if (mode & 1)
+        for (size_t i = 1; i + 5 <= size; i += 5)
+            fuzz_patch_one(blob, n, 1024, data + i);
+    if (qs_tok_bind(&tok, blob, n, &e) == QSAE_OK) {
+        if (mode & 1)
+            encode(&tok, sample, sizeof sample - 1, mode & 2);
+        else
+            encode(&tok, (const char *)data, size, mode & 2);
+    }
+    free(blob);
+    return 0;
+}
