@@ -1,9 +1,9 @@
 /* qsae.c: the whole library. qsae.h says what it does; this file says how.
  *
  * How to read it
- *   the transformer        6, 7, 20        an SAE                  6, 7, 16
- *   an intervention        18, 19          why bits never differ   6, then 8-10
- *   the file               13, tools/FORMAT.md
+ *   the transformer        6, 7, 21        an SAE                  6, 7, 17
+ *   an intervention        19, 20          why bits never differ   6, then 8-11
+ *   the file               14, tools/FORMAT.md
  *
  * Contents
  *    1 compiler and headers                                                  (private)
@@ -13,21 +13,22 @@
  *    5 checksum: XXH64                                                       (public)
  *    6 numerics: the order of every sum; exp, sine, bf16                     (private)
  *    7 kernels: portable reference                                           (private)
- *    8 kernels: AVX2 + FMA                                                   (private)
- *    9 kernels: AVX-512                                                      (private)
- *   10 kernels: NEON                                                         (private)
- *   11 instruction sets: detection and choice                                (public)
- *   12 sites: names and widths                                               (public)
- *   13 container: header, directory, verification                            (public)
- *   14 tokenizer                                                             (public)
- *   15 model: binding tensors                                                (public)
- *   16 SAE: open, encode, decode                                             (public)
- *   17 context: layout, copy, rewind                                         (public)
- *   18 captures and hook                                                     (public)
- *   19 edits                                                                 (public)
- *   20 transformer: one pass over a batch of rows                            (public)
- *   21 sampling                                                              (public)
- *   22 chat format                                                           (public)
+ *    8 kernels: what the instruction sets share                              (private)
+ *    9 kernels: AVX2 + FMA                                                   (private)
+ *   10 kernels: AVX-512 F                                                    (private)
+ *   11 kernels: NEON                                                         (private)
+ *   12 instruction sets: detection and choice                                (public)
+ *   13 sites: names and widths                                               (public)
+ *   14 container: header, directory, verification                            (public)
+ *   15 tokenizer                                                             (private)
+ *   16 model: binding tensors; text to ids                                   (public)
+ *   17 SAE: open, encode, decode                                             (public)
+ *   18 context: layout, copy, rewind                                         (public)
+ *   19 captures and hook                                                     (public)
+ *   20 edits                                                                 (public)
+ *   21 transformer: one pass over a batch of rows                            (public)
+ *   22 sampling                                                              (public)
+ *   23 chat format                                                           (public)
  */
 
 /* ===================================================================================================
@@ -642,7 +643,7 @@ static void qs_rms_norm(const float *x, const float *w, size_t n, float eps, flo
  * 7 Kernels: portable reference (private)
  *
  * The readable version of the five loops that take the time, one table of them per instruction set. The
- * vector versions in 8-10 must give the same bits for any shape (tests/test_kernels.c).
+ * vector versions in 9-11 must give the same bits for any shape (tests/test_kernels.c).
  * =================================================================================================== */
 
 /* A table's entries by weight type: index QSAE_TYPE_F32 or QSAE_TYPE_BF16.
@@ -774,11 +775,12 @@ static const qs_kernels QS_KERNELS_SCALAR = {
     qs_exp_sub_scalar,
 };
 
-/* ===================================================================================================
+/* ==================================================================================
  * 8 Kernels: what the instruction sets share (private)
- * =================================================================================================== */
+ * ================================================================================== */
 
-#if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
+/* clang has __GNUC__ as well. gcc for Windows does not align the stack for ymm, zmm. */
+#if defined(__GNUC__) && defined(__x86_64__) && (!defined(_WIN32) || defined(__clang__))
 #if !defined(QSAE_NO_AVX2)
 #define QS_HAVE_AVX2 1
 #endif
@@ -786,142 +788,170 @@ static const qs_kernels QS_KERNELS_SCALAR = {
 #define QS_HAVE_AVX512 1
 #endif
 #endif
-#if (defined(__GNUC__) || defined(__clang__)) && defined(__aarch64__) && !defined(QSAE_NO_NEON)
+#if defined(__GNUC__) && defined(__aarch64__) && !defined(QSAE_NO_NEON)
 #define QS_HAVE_NEON 1
 #endif
 
 #if defined(QS_HAVE_AVX2) || defined(QS_HAVE_AVX512) || defined(QS_HAVE_NEON)
 
-/* Loops with constant bounds over a tile must disappear, or the accumulators would live in memory. */
+/* Loops with constant bounds over a tile must disappear: the sums live in registers. */
 #if defined(__clang__)
+#if __has_feature(undefined_behavior_sanitizer) /* its checks would grow without end */
+#define QS_UNROLL
+#else
 #define QS_UNROLL _Pragma("clang loop unroll(full)")
+#endif
 #else
 #define QS_UNROLL _Pragma("GCC unroll 32")
 #endif
 
-enum {
-    QS_TILE_TOKENS = 6, /* at most so many tokens in a tile */
-    QS_CHAIN = 256,     /* k of one FMA chain, see the order of qs_mm_f32_scalar */
-    QS_DOTS_PANEL = 32  /* rows of dots that stay in the L2 cache while the tokens pass */
-};
+#define QS_TILE_TOKENS ((size_t)6)  /* at most so many tokens in a tile */
+#define QS_CHAIN ((size_t)256)      /* mm: k of one FMA chain, as in qs_mm_f32_scalar */
+#define QS_DOTS_PANEL ((size_t)32)  /* dots: rows in the L2 cache while tokens pass */
+#define QS_DOTS_PIECE ((size_t)512) /* dots: values of a row in the L1 cache */
 
-/* A tile works on a constant number of blocks (rows) and of tokens and keeps their sums in registers.
- *   mm    one group of n <= 256 k: y = y + chain, or y = 0 + chain if first
- *   dots  whole rows of n values; first is not used */
-typedef void qs_tile(const void *w, size_t ws, size_t n, const float *x, size_t xs, float *y, size_t ys,
-                     int first);
+/* Asks for a line, into L2. It may lie outside of the weights: nothing is read then. */
+#define QS_FETCH(p, ahead)                                                             \
+    __builtin_prefetch((const void *)((uintptr_t)(p) + (ahead)), 0, 2)
 
-/* Tiles of `size` blocks (rows) by number of tokens 1..6; the wide ones exist for few tokens only. */
+/* For the compiler alone: what is loaded through the pointers a and b from here on is
+ * loaded when the sum is there. Else clang loads early and then spills the sums. */
+#define QS_AFTER(sum, a, b) __asm__("" : "+r"(a), "+r"(b), sum)
+
+/* A tile works on a constant number of blocks (rows) and of tokens; their sums stay in
+ * registers.
+ *   mm    one group of n <= 256 k: y = y + chain
+ *   dots  whole rows of n values: y = tree
+ * For each line that it reads it fetches the one `ahead` bytes further on. */
+#define QS_TILE_ARGS                                                                   \
+    const char *w, size_t ws, size_t n, const float *x, size_t xs, float *y,           \
+        size_t ys, size_t ahead
+typedef void qs_tile(QS_TILE_ARGS);
+
+/* Tiles of `size` blocks (rows) by number of tokens 1..6; NULL: none so large */
 typedef struct qs_level {
     size_t size;
     qs_tile *tile[QS_TILE_TOKENS + 1];
 } qs_level;
 
-/* nt tokens go through in tiles of nearly equal size: 7 = 4 + 3, not 6 + 1. */
+/* Tokens of the next tile. All tiles are of nearly equal size: 7 = 4 + 3, not 6 + 1. */
 static size_t qs_tile_tokens(size_t left)
 {
     size_t tiles = (left + QS_TILE_TOKENS - 1) / QS_TILE_TOKENS;
     return (left + tiles - 1) / tiles;
 }
 
-/* One panel of blocks, whole k. The weights of a group (blocks x 256 k) stay in the cache while the
- * tokens pass. */
-static void qs_mm_panel(qs_tile *const *tile, unsigned shift, const char *w, size_t ws, size_t kp,
-                        const float *x, size_t xs, size_t nt, float *y, size_t ys)
+/* One panel of blocks, whole k. The weights of a group (blocks x 256 k) stay in the
+ * cache while the tokens pass. The first tile of a group fetches the next group; the
+ * last group fetches the first one of the next panel. */
+static void qs_mm_panel(const qs_level *level, unsigned shift, const char *w, size_t ws,
+                        size_t kp, const float *x, size_t xs, size_t nt, float *y,
+                        size_t ys)
 {
+    for (size_t t = 0; t < nt; t++) memset(y + t * ys, 0, level->size * 16 * sizeof *y);
     for (size_t g = 0; g < kp; g += QS_CHAIN) {
-        size_t n = kp - g < QS_CHAIN ? kp - g : QS_CHAIN, tt;
-        for (size_t t = 0; t < nt; t += tt) {
+        size_t n = kp - g < QS_CHAIN ? kp - g : QS_CHAIN, at = g * 64 >> shift, tt;
+        size_t ahead = g + n < kp ? QS_CHAIN * 64 >> shift : level->size * ws - at;
+        for (size_t t = 0; t < nt; t += tt, ahead = 0) {
             tt = qs_tile_tokens(nt - t);
-            tile[tt](w + (g * 64 >> shift), ws, n, x + t * xs + g, xs, y + t * ys, ys, g == 0);
+            level->tile[tt](w + at, ws, n, x + t * xs + g, xs, y + t * ys, ys, ahead);
         }
     }
 }
 
-/* mm of all ISAs; shift 0: f32, a line of 64 bytes is one k; shift 1: bf16, a line is two k */
-static void qs_mm_drive(const qs_level *level, unsigned shift, const void *w, size_t ws, size_t nb,
-                        size_t kp, const float *x, size_t xs, size_t nt, float *y, size_t ys)
+/* mm of all ISAs. shift 0: f32, a line (64 bytes) is one k; 1: bf16, a line is two k */
+static void qs_mm_drive(const qs_level *level, unsigned shift, const void *w, size_t ws,
+                        size_t nb, size_t kp, const float *x, size_t xs, size_t nt,
+                        float *y, size_t ys)
 {
     if (nt == 0) return;
     const char *wb = (const char *)w;
-    size_t tt = qs_tile_tokens(nt); /* the largest tile */
-    for (size_t b = 0; b < nb; level++) {
+    size_t tt = qs_tile_tokens(nt), b = 0; /* tt: the largest tile */
+    for (; b < nb; level++) {
         if (!level->tile[tt]) continue;
         for (; b + level->size <= nb; b += level->size)
-            qs_mm_panel(level->tile, shift, wb + b * ws, ws, kp, x, xs, nt, y + 16 * b, ys);
+            qs_mm_panel(level, shift, wb + b * ws, ws, kp, x, xs, nt, y + 16 * b, ys);
     }
 }
 
-/* dots of all ISAs: panels of rows, so that one pass over the tokens serves many rows */
-static void qs_dots_drive(const qs_level *levels, const void *w, size_t row_bytes, size_t nr, size_t n,
-                          const float *x, size_t xs, size_t nt, float *z, size_t zs)
+/* dots of all ISAs, by panels of rows: one pass over the tokens serves many rows */
+static void qs_dots_drive(const qs_level *levels, const void *w, size_t ws, size_t nr,
+                          size_t n, const float *x, size_t xs, size_t nt, float *z,
+                          size_t zs)
 {
     const char *wb = (const char *)w;
     for (size_t r0 = 0; r0 < nr; r0 += QS_DOTS_PANEL) {
         size_t r1 = nr - r0 < QS_DOTS_PANEL ? nr : r0 + QS_DOTS_PANEL, tt;
         for (size_t t = 0; t < nt; t += tt) {
-            const qs_level *level = levels;
+            const qs_level *l = levels;
             tt = qs_tile_tokens(nt - t);
-            for (size_t r = r0; r < r1; level++) {
-                if (!level->tile[tt]) continue;
-                for (; r + level->size <= r1; r += level->size)
-                    level->tile[tt](wb + r * row_bytes, row_bytes, n, x + t * xs, xs,
-                                    z + t * zs + r, zs, 1);
+            for (size_t r = r0; r < r1; l++) {
+                if (!l->tile[tt]) continue;
+                for (; r + l->size <= r1; r += l->size)
+                    l->tile[tt](wb + r * ws, ws, n, x + t * xs, xs, z + t * zs + r, zs,
+                                l->size * ws);
             }
         }
     }
 }
 
 /* One tile as a function of its own: the body with constant sizes. */
-#define QS_TILE(attr, name, body, bf16, nb, nt)                                                       \
-    attr static void name##_##nb##x##nt(const void *w, size_t ws, size_t n, const float *x, size_t xs, \
-                                        float *y, size_t ys, int first)                               \
-    {                                                                                                 \
-        body(bf16, nb, nt, (const char *)w, ws, n, x, xs, y, ys, first);                              \
+#define QS_TILE(attr, name, body, bf16, nb, nt)                                        \
+    attr static void name##_##nb##x##nt(QS_TILE_ARGS)                                  \
+    {                                                                                  \
+        body(bf16, nb, nt, w, ws, n, x, xs, y, ys, ahead);                             \
     }
 #define QS_TILES_1(attr, name, body, bf16, nb) QS_TILE(attr, name, body, bf16, nb, 1)
-#define QS_TILES_3(attr, name, body, bf16, nb)                                                        \
-    QS_TILES_1(attr, name, body, bf16, nb)                                                            \
-    QS_TILE(attr, name, body, bf16, nb, 2)                                                            \
+#define QS_TILES_3(attr, name, body, bf16, nb)                                         \
+    QS_TILES_1(attr, name, body, bf16, nb)                                             \
+    QS_TILE(attr, name, body, bf16, nb, 2)                                             \
     QS_TILE(attr, name, body, bf16, nb, 3)
-#define QS_TILES_6(attr, name, body, bf16, nb)                                                        \
-    QS_TILES_3(attr, name, body, bf16, nb)                                                            \
-    QS_TILE(attr, name, body, bf16, nb, 4)                                                            \
-    QS_TILE(attr, name, body, bf16, nb, 5)                                                            \
+#define QS_TILES_6(attr, name, body, bf16, nb)                                         \
+    QS_TILES_3(attr, name, body, bf16, nb)                                             \
+    QS_TILE(attr, name, body, bf16, nb, 4)                                             \
+    QS_TILE(attr, name, body, bf16, nb, 5)                                             \
     QS_TILE(attr, name, body, bf16, nb, 6)
 #define QS_NAMES_1(name, nb) {nb, {0, name##_##nb##x1}}
-#define QS_NAMES_3(name, nb) {nb, {0, name##_##nb##x1, name##_##nb##x2, name##_##nb##x3}}
-#define QS_NAMES_6(name, nb)                                                                          \
-    {nb, {0, name##_##nb##x1, name##_##nb##x2, name##_##nb##x3, name##_##nb##x4, name##_##nb##x5,     \
-          name##_##nb##x6}}
-/* The tiles of one kernel: n0 blocks for 1..m0 tokens, n1 blocks for 1..m1 tokens, 1 block for 1..6 */
-#define QS_LEVELS(attr, name, body, bf16, n0, m0, n1, m1)                                             \
-    QS_TILES_##m0(attr, name, body, bf16, n0)                                                         \
-    QS_TILES_##m1(attr, name, body, bf16, n1)                                                         \
-    QS_TILES_6(attr, name, body, bf16, 1)                                                             \
-    static const qs_level name[3] = {QS_NAMES_##m0(name, n0), QS_NAMES_##m1(name, n1), QS_NAMES_6(name, 1)}
+#define QS_NAMES_3(name, nb)                                                           \
+    {nb, {0, name##_##nb##x1, name##_##nb##x2, name##_##nb##x3}}
+#define QS_NAMES_6(name, nb)                                                           \
+    {nb, {0, name##_##nb##x1, name##_##nb##x2, name##_##nb##x3, name##_##nb##x4,       \
+          name##_##nb##x5, name##_##nb##x6}}
+/* All tiles of a kernel: n0 blocks for 1..m0 tokens, n1 for 1..m1, 1 block for 1..6 */
+#define QS_LEVELS(attr, name, body, bf16, n0, m0, n1, m1)                              \
+    QS_TILES_##m0(attr, name, body, bf16, n0)                                          \
+    QS_TILES_##m1(attr, name, body, bf16, n1)                                          \
+    QS_TILES_6(attr, name, body, bf16, 1)                                              \
+    static const qs_level name[3] = {QS_NAMES_##m0(name, n0), QS_NAMES_##m1(name, n1), \
+                                     QS_NAMES_6(name, 1)}
 
-/* The entries of the table that only pass the tiles on. */
-#define QS_ENTRIES(isa)                                                                               \
-    static void qs_mm_f32_##isa(const void *w, size_t ws, size_t nb, size_t kp, const float *x,       \
-                                size_t xs, size_t nt, float *y, size_t ys)                            \
-    {                                                                                                 \
-        qs_mm_drive(qs_mm_f32_tiles_##isa, 0, w, ws, nb, kp, x, xs, nt, y, ys);                      \
-    }                                                                                                 \
-    static void qs_mm_bf16_##isa(const void *w, size_t ws, size_t nb, size_t kp, const float *x,      \
-                                 size_t xs, size_t nt, float *y, size_t ys)                           \
-    {                                                                                                 \
-        qs_mm_drive(qs_mm_bf16_tiles_##isa, 1, w, ws, nb, kp, x, xs, nt, y, ys);                     \
-    }                                                                                                 \
-    static void qs_dots_f32_##isa(const void *w, size_t row_bytes, size_t nr, size_t n,               \
-                                  const float *x, size_t xs, size_t nt, float *z, size_t zs)          \
-    {                                                                                                 \
-        qs_dots_drive(qs_dots_f32_tiles_##isa, w, row_bytes, nr, n, x, xs, nt, z, zs);               \
-    }                                                                                                 \
-    static void qs_dots_bf16_##isa(const void *w, size_t row_bytes, size_t nr, size_t n,              \
-                                   const float *x, size_t xs, size_t nt, float *z, size_t zs)         \
-    {                                                                                                 \
-        qs_dots_drive(qs_dots_bf16_tiles_##isa, w, row_bytes, nr, n, x, xs, nt, z, zs);              \
+/* The functions of the table that only pass on what they are given, by type. */
+#define QS_ENTRIES(attr, isa, type, bf16)                                              \
+    static void qs_mm_##type##_##isa(const void *w, size_t ws, size_t nb, size_t kp,   \
+                                     const float *x, size_t xs, size_t nt, float *y,   \
+                                     size_t ys)                                        \
+    {                                                                                  \
+        qs_mm_drive(qs_mm_##type##_tiles_##isa, bf16, w, ws, nb, kp, x, xs, nt, y,     \
+                    ys);                                                               \
+    }                                                                                  \
+    static void qs_dots_##type##_##isa(const void *w, size_t row_bytes, size_t nr,     \
+                                       size_t n, const float *x, size_t xs, size_t nt, \
+                                       float *z, size_t zs)                            \
+    {                                                                                  \
+        qs_dots_drive(qs_dots_##type##_tiles_##isa, w, row_bytes, nr, n, x, xs, nt, z, \
+                      zs);                                                             \
+    }                                                                                  \
+    attr static void qs_axpy_##type##_##isa(float a, const void *w, size_t n,          \
+                                            float *y)                                  \
+    {                                                                                  \
+        qs_axpy_##isa(bf16, a, (const char *)w, n, y);                                 \
+    }
+#define QS_TABLE(isa)                                                                  \
+    {                                                                                  \
+        {0, qs_mm_f32_##isa, qs_mm_bf16_##isa},                                        \
+            {0, qs_dots_f32_##isa, qs_dots_bf16_##isa},                                \
+            {0, qs_axpy_f32_##isa, qs_axpy_bf16_##isa}, qs_silu_mul_##isa,             \
+            qs_exp_sub_##isa                                                           \
     }
 
 #endif /* any ISA */
@@ -931,17 +961,17 @@ static void qs_dots_drive(const qs_level *levels, const void *w, size_t row_byte
 #include <immintrin.h>
 #endif
 
-/* ===================================================================================================
+/* ==================================================================================
  * 9 Kernels: AVX2 + FMA (private)
- * =================================================================================================== */
+ * ================================================================================== */
 
 #if defined(QS_HAVE_AVX2)
 
 #define QS_AVX2 __attribute__((target("avx2,fma")))
 #define QS_AVX2_INLINE __attribute__((target("avx2,fma"), always_inline)) static inline
 
-/* Half h of a line: rows 8h..8h+7. bf16: the pairs (k, k + 1), of which odd picks one */
-QS_AVX2_INLINE __m256 qs_line_avx2(int bf16, const char *p, int h, int odd)
+/* Half h of a line: rows 8h..8h+7. bf16: pairs (k, k + 1), of which odd picks one */
+QS_AVX2_INLINE __m256 qs_line_avx2(int bf16, const char *p, int h, size_t odd)
 {
     if (!bf16) return _mm256_loadu_ps((const float *)(const void *)p + 8 * h);
     __m256i v = _mm256_loadu_si256((const __m256i *)(const void *)p + h);
@@ -950,18 +980,19 @@ QS_AVX2_INLINE __m256 qs_line_avx2(int bf16, const char *p, int h, int odd)
 }
 
 /* nb blocks x nt tokens x n k: 2 nb nt accumulators */
-QS_AVX2_INLINE void qs_mm_tile_avx2(int bf16, int nb, int nt, const char *w, size_t ws, size_t n,
-                                    const float *x, size_t xs, float *y, size_t ys, int first)
+QS_AVX2_INLINE void qs_mm_tile_avx2(int bf16, int nb, int nt, QS_TILE_ARGS)
 {
     __m256 c[16];
     QS_UNROLL for (int i = 0; i < 2 * nb * nt; i++) c[i] = _mm256_setzero_ps();
     for (size_t k = 0; k < n; k += bf16 ? 2 : 1, w += 64) {
-        QS_UNROLL for (int odd = 0; odd <= bf16; odd++) {
+        QS_UNROLL for (int b = 0; b < nb; b++) QS_FETCH(w + (size_t)b * ws, ahead);
+        QS_UNROLL for (size_t odd = 0; odd <= (size_t)bf16; odd++) {
             QS_UNROLL for (int b = 0; b < nb; b++) {
                 __m256 v0 = qs_line_avx2(bf16, w + (size_t)b * ws, 0, odd);
                 __m256 v1 = qs_line_avx2(bf16, w + (size_t)b * ws, 1, odd);
                 QS_UNROLL for (int t = 0; t < nt; t++) {
-                    __m256 xv = _mm256_broadcast_ss(x + (size_t)t * xs + k + (size_t)odd);
+                    const float *xt = x + (size_t)t * xs + k + odd;
+                    __m256 xv = _mm256_broadcast_ss(xt);
                     int i = 2 * (b * nt + t);
                     c[i] = _mm256_fmadd_ps(v0, xv, c[i]);
                     c[i + 1] = _mm256_fmadd_ps(v1, xv, c[i + 1]);
@@ -971,13 +1002,12 @@ QS_AVX2_INLINE void qs_mm_tile_avx2(int bf16, int nb, int nt, const char *w, siz
     }
     QS_UNROLL for (int i = 0; i < 2 * nb * nt; i++) {
         float *p = y + (size_t)(i / 2 % nt) * ys + 16 * (i / 2 / nt) + 8 * (i % 2);
-        __m256 old = first ? _mm256_setzero_ps() : _mm256_loadu_ps(p);
-        _mm256_storeu_ps(p, _mm256_add_ps(old, c[i]));
+        _mm256_storeu_ps(p, _mm256_add_ps(_mm256_loadu_ps(p), c[i]));
     }
 }
 
-QS_LEVELS(QS_AVX2, qs_mm_f32_tiles_avx2, qs_mm_tile_avx2, 0, 4, 1, 2, 3);
-QS_LEVELS(QS_AVX2, qs_mm_bf16_tiles_avx2, qs_mm_tile_avx2, 1, 4, 1, 2, 3);
+QS_LEVELS(QS_AVX2, qs_mm_f32_tiles_avx2, qs_mm_tile_avx2, 0, 8, 1, 2, 3);
+QS_LEVELS(QS_AVX2, qs_mm_bf16_tiles_avx2, qs_mm_tile_avx2, 1, 8, 1, 2, 3);
 
 /* 8 values of a row */
 QS_AVX2_INLINE __m256 qs_row_avx2(int bf16, const char *w, size_t k)
@@ -996,51 +1026,52 @@ QS_AVX2_INLINE float qs_tree_avx2(__m256 lo, __m256 hi)
     return _mm_cvtss_f32(_mm_add_ss(q, _mm_shuffle_ps(q, q, 1)));
 }
 
-/* nr rows x nt tokens: 2 nr nt accumulators of 8 chains */
-QS_AVX2_INLINE void qs_dots_tile_avx2(int bf16, int nr, int nt, const char *w, size_t ws, size_t n,
-                                      const float *x, size_t xs, float *z, size_t zs, int first)
+/* nr rows x nt tokens: nr nt accumulators of 8 chains. Chains 0-7 and 8-15 take turns
+ * over a piece of the rows: both at once would halve the tile, and loads would
+ * outnumber the products. */
+QS_AVX2_INLINE void qs_dots_tile_avx2(int bf16, int nr, int nt, QS_TILE_ARGS)
 {
-    __m256 c[16];
-    (void)first;
-    QS_UNROLL for (int i = 0; i < 2 * nr * nt; i++) c[i] = _mm256_setzero_ps();
-    for (size_t k = 0; k < n; k += 16) {
-        QS_UNROLL for (int h = 0; h < 2; h++) {
-            size_t kh = k + 8 * (size_t)h;
-            QS_UNROLL for (int r = 0; r < nr; r++) {
-                __m256 v = qs_row_avx2(bf16, w + (size_t)r * ws, kh);
+    __m256 sum[2][12];
+    QS_UNROLL for (int i = 0; i < nr * nt; i++)
+        sum[0][i] = sum[1][i] = _mm256_setzero_ps();
+    for (size_t from = 0; from < n; from += QS_DOTS_PIECE) {
+        size_t to = n - from < QS_DOTS_PIECE ? n : from + QS_DOTS_PIECE;
+        for (size_t h = 0; h < 2; h++) {
+            __m256 c[12], v[4];
+            QS_UNROLL for (int i = 0; i < nr * nt; i++) c[i] = sum[h][i];
+            for (size_t k = from + 8 * h; k < to; k += 16) {
+                QS_UNROLL for (int r = 0; r < nr; r++) {
+                    QS_FETCH(w + (size_t)r * ws + (bf16 ? 2 : 4) * k, ahead);
+                    v[r] = qs_row_avx2(bf16, w + (size_t)r * ws, k);
+                }
                 QS_UNROLL for (int t = 0; t < nt; t++) {
-                    int i = 2 * (r * nt + t) + h;
-                    c[i] = _mm256_fmadd_ps(v, _mm256_loadu_ps(x + (size_t)t * xs + kh), c[i]);
+                    __m256 xv = _mm256_loadu_ps(x + (size_t)t * xs + k);
+                    QS_UNROLL for (int r = 0; r < nr; r++)
+                        c[r * nt + t] = _mm256_fmadd_ps(v[r], xv, c[r * nt + t]);
                 }
             }
+            QS_UNROLL for (int i = 0; i < nr * nt; i++) sum[h][i] = c[i];
         }
     }
     QS_UNROLL for (int i = 0; i < nr * nt; i++)
-        z[(size_t)(i % nt) * zs + (size_t)(i / nt)] = qs_tree_avx2(c[2 * i], c[2 * i + 1]);
+        y[(size_t)(i % nt) * ys + (size_t)(i / nt)] =
+            qs_tree_avx2(sum[0][i], sum[1][i]);
 }
 
-QS_LEVELS(QS_AVX2, qs_dots_f32_tiles_avx2, qs_dots_tile_avx2, 0, 4, 1, 2, 3);
-QS_LEVELS(QS_AVX2, qs_dots_bf16_tiles_avx2, qs_dots_tile_avx2, 1, 4, 1, 2, 3);
-QS_ENTRIES(avx2)
+QS_LEVELS(QS_AVX2, qs_dots_f32_tiles_avx2, qs_dots_tile_avx2, 0, 4, 3, 2, 6);
+QS_LEVELS(QS_AVX2, qs_dots_bf16_tiles_avx2, qs_dots_tile_avx2, 1, 4, 3, 2, 6);
 
-QS_AVX2_INLINE void qs_axpy_avx2(int bf16, float a, const void *w, size_t n, float *y)
+QS_AVX2_INLINE void qs_axpy_avx2(int bf16, float a, const char *w, size_t n, float *y)
 {
     __m256 av = _mm256_set1_ps(a);
     for (size_t j = 0; j < n; j += 8) {
-        __m256 v = qs_row_avx2(bf16, (const char *)w, j);
+        __m256 v = qs_row_avx2(bf16, w, j);
         _mm256_storeu_ps(y + j, _mm256_fmadd_ps(av, v, _mm256_loadu_ps(y + j)));
     }
 }
 
-QS_AVX2 static void qs_axpy_f32_avx2(float a, const void *w, size_t n, float *y)
-{
-    qs_axpy_avx2(0, a, w, n, y);
-}
-
-QS_AVX2 static void qs_axpy_bf16_avx2(float a, const void *w, size_t n, float *y)
-{
-    qs_axpy_avx2(1, a, w, n, y);
-}
+QS_ENTRIES(QS_AVX2, avx2, f32, 0)
+QS_ENTRIES(QS_AVX2, avx2, bf16, 1)
 
 /* p * r + a, rounded twice like qs_exp */
 QS_AVX2_INLINE __m256 qs_muladd_avx2(__m256 p, __m256 r, float a)
@@ -1051,8 +1082,9 @@ QS_AVX2_INLINE __m256 qs_muladd_avx2(__m256 p, __m256 r, float a)
 /* qs_exp on 8 values, operation for operation */
 QS_AVX2_INLINE __m256 qs_exp_avx2(__m256 x)
 {
-    const __m256 magic = _mm256_set1_ps(12582912.0f);
-    __m256 n = _mm256_sub_ps(qs_muladd_avx2(x, _mm256_set1_ps(1.44269504088896341f), 12582912.0f), magic);
+    const float magic = 12582912.0f;
+    __m256 n = qs_muladd_avx2(x, _mm256_set1_ps(1.44269504088896341f), magic);
+    n = _mm256_sub_ps(n, _mm256_set1_ps(magic));
     __m256 r = _mm256_sub_ps(x, _mm256_mul_ps(n, _mm256_set1_ps(0.693359375f)));
     r = _mm256_sub_ps(r, _mm256_mul_ps(n, _mm256_set1_ps(-2.12194440e-4f)));
     __m256 p = qs_muladd_avx2(_mm256_set1_ps(1.9875691500e-4f), r, 1.3981999507e-3f);
@@ -1086,22 +1118,20 @@ QS_AVX2 static void qs_silu_mul_avx2(float *g, const float *u, size_t n)
 QS_AVX2 static void qs_exp_sub_avx2(float *s, float m, size_t n)
 {
     size_t j = 0;
-    for (; n - j >= 8; j += 8)
-        _mm256_storeu_ps(s + j, qs_exp_avx2(_mm256_sub_ps(_mm256_loadu_ps(s + j), _mm256_set1_ps(m))));
+    for (; n - j >= 8; j += 8) {
+        __m256 v = _mm256_sub_ps(_mm256_loadu_ps(s + j), _mm256_set1_ps(m));
+        _mm256_storeu_ps(s + j, qs_exp_avx2(v));
+    }
     qs_exp_sub_scalar(s + j, m, n - j);
 }
 
-static const qs_kernels QS_KERNELS_AVX2 = {
-    {0, qs_mm_f32_avx2, qs_mm_bf16_avx2},     {0, qs_dots_f32_avx2, qs_dots_bf16_avx2},
-    {0, qs_axpy_f32_avx2, qs_axpy_bf16_avx2}, qs_silu_mul_avx2,
-    qs_exp_sub_avx2,
-};
+static const qs_kernels QS_KERNELS_AVX2 = QS_TABLE(avx2);
 
 #endif /* QS_HAVE_AVX2 */
 
-/* ===================================================================================================
+/* ==================================================================================
  * 10 Kernels: AVX-512 F (private)
- * =================================================================================================== */
+ * ================================================================================== */
 
 #if defined(QS_HAVE_AVX512)
 
@@ -1109,7 +1139,7 @@ static const qs_kernels QS_KERNELS_AVX2 = {
 #define QS_AVX512_INLINE __attribute__((target("avx512f"), always_inline)) static inline
 
 /* A line: 16 rows. bf16: the pairs (k, k + 1), of which odd picks one */
-QS_AVX512_INLINE __m512 qs_line_avx512(int bf16, const char *p, int odd)
+QS_AVX512_INLINE __m512 qs_line_avx512(int bf16, const char *p, size_t odd)
 {
     if (!bf16) return _mm512_loadu_ps(p);
     __m512i v = _mm512_loadu_si512(p);
@@ -1117,16 +1147,18 @@ QS_AVX512_INLINE __m512 qs_line_avx512(int bf16, const char *p, int odd)
     return _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
 }
 
-/* nb blocks x nt tokens x n k: nb nt accumulators. The shorter side waits in registers. */
-QS_AVX512_INLINE void qs_mm_tile_avx512(int bf16, int nb, int nt, const char *w, size_t ws, size_t n,
-                                        const float *x, size_t xs, float *y, size_t ys, int first)
+/* nb blocks x nt tokens x n k: nb nt accumulators; the shorter side is in registers */
+QS_AVX512_INLINE void qs_mm_tile_avx512(int bf16, int nb, int nt, QS_TILE_ARGS)
 {
-    __m512 c[24], v[8];
+    __m512 c[24], v[6];
     QS_UNROLL for (int i = 0; i < nb * nt; i++) c[i] = _mm512_setzero_ps();
     for (size_t k = 0; k < n; k += bf16 ? 2 : 1, w += 64) {
-        QS_UNROLL for (int odd = 0; odd <= bf16; odd++) {
+        QS_UNROLL for (int b = 0; b < nb; b++) QS_FETCH(w + (size_t)b * ws, ahead);
+        QS_UNROLL for (size_t odd = 0; odd <= (size_t)bf16; odd++) {
+            if (odd) QS_AFTER("+v"(c[nb * nt - 1]), w, x);
             if (nt < nb) {
-                QS_UNROLL for (int t = 0; t < nt; t++) v[t] = _mm512_set1_ps(x[(size_t)t * xs + k + (size_t)odd]);
+                QS_UNROLL for (int t = 0; t < nt; t++)
+                    v[t] = _mm512_set1_ps(x[(size_t)t * xs + k + odd]);
                 QS_UNROLL for (int b = 0; b < nb; b++) {
                     __m512 wv = qs_line_avx512(bf16, w + (size_t)b * ws, odd);
                     QS_UNROLL for (int t = 0; t < nt; t++)
@@ -1136,7 +1168,8 @@ QS_AVX512_INLINE void qs_mm_tile_avx512(int bf16, int nb, int nt, const char *w,
                 QS_UNROLL for (int b = 0; b < nb; b++)
                     v[b] = qs_line_avx512(bf16, w + (size_t)b * ws, odd);
                 QS_UNROLL for (int t = 0; t < nt; t++) {
-                    __m512 xv = _mm512_set1_ps(x[(size_t)t * xs + k + (size_t)odd]);
+                    if (t > 0) QS_AFTER("+v"(c[(nb - 1) * nt + t - 1]), w, x);
+                    __m512 xv = _mm512_set1_ps(x[(size_t)t * xs + k + odd]);
                     QS_UNROLL for (int b = 0; b < nb; b++)
                         c[b * nt + t] = _mm512_fmadd_ps(v[b], xv, c[b * nt + t]);
                 }
@@ -1145,8 +1178,7 @@ QS_AVX512_INLINE void qs_mm_tile_avx512(int bf16, int nb, int nt, const char *w,
     }
     QS_UNROLL for (int i = 0; i < nb * nt; i++) {
         float *p = y + (size_t)(i % nt) * ys + 16 * (i / nt);
-        __m512 old = first ? _mm512_setzero_ps() : _mm512_loadu_ps(p);
-        _mm512_storeu_ps(p, _mm512_add_ps(old, c[i]));
+        _mm512_storeu_ps(p, _mm512_add_ps(_mm512_loadu_ps(p), c[i]));
     }
 }
 
@@ -1172,55 +1204,39 @@ QS_AVX512_INLINE float qs_tree_avx512(__m512 c)
 }
 
 /* nr rows x nt tokens: nr nt accumulators of 16 chains */
-QS_AVX512_INLINE void qs_dots_tile_avx512(int bf16, int nr, int nt, const char *w, size_t ws, size_t n,
-                                          const float *x, size_t xs, float *z, size_t zs, int first)
+QS_AVX512_INLINE void qs_dots_tile_avx512(int bf16, int nr, int nt, QS_TILE_ARGS)
 {
-    __m512 c[24], v[8];
-    (void)first;
+    __m512 c[24], v[6];
     QS_UNROLL for (int i = 0; i < nr * nt; i++) c[i] = _mm512_setzero_ps();
     for (size_t k = 0; k < n; k += 16) {
-        if (nt < nr) {
-            QS_UNROLL for (int t = 0; t < nt; t++) v[t] = _mm512_loadu_ps(x + (size_t)t * xs + k);
-            QS_UNROLL for (int r = 0; r < nr; r++) {
-                __m512 wv = qs_row_avx512(bf16, w + (size_t)r * ws, k);
-                QS_UNROLL for (int t = 0; t < nt; t++)
-                    c[r * nt + t] = _mm512_fmadd_ps(wv, v[t], c[r * nt + t]);
-            }
-        } else {
-            QS_UNROLL for (int r = 0; r < nr; r++) v[r] = qs_row_avx512(bf16, w + (size_t)r * ws, k);
-            QS_UNROLL for (int t = 0; t < nt; t++) {
-                __m512 xv = _mm512_loadu_ps(x + (size_t)t * xs + k);
-                QS_UNROLL for (int r = 0; r < nr; r++)
-                    c[r * nt + t] = _mm512_fmadd_ps(v[r], xv, c[r * nt + t]);
-            }
+        QS_UNROLL for (int t = 0; t < nt; t++)
+            v[t] = _mm512_loadu_ps(x + (size_t)t * xs + k);
+        QS_UNROLL for (int r = 0; r < nr; r++) {
+            __m512 wv = qs_row_avx512(bf16, w + (size_t)r * ws, k);
+            QS_FETCH(w + (size_t)r * ws + (bf16 ? 2 : 4) * k, ahead);
+            QS_UNROLL for (int t = 0; t < nt; t++)
+                c[r * nt + t] = _mm512_fmadd_ps(wv, v[t], c[r * nt + t]);
         }
     }
     QS_UNROLL for (int i = 0; i < nr * nt; i++)
-        z[(size_t)(i % nt) * zs + (size_t)(i / nt)] = qs_tree_avx512(c[i]);
+        y[(size_t)(i % nt) * ys + (size_t)(i / nt)] = qs_tree_avx512(c[i]);
 }
 
 QS_LEVELS(QS_AVX512, qs_dots_f32_tiles_avx512, qs_dots_tile_avx512, 0, 8, 3, 4, 6);
 QS_LEVELS(QS_AVX512, qs_dots_bf16_tiles_avx512, qs_dots_tile_avx512, 1, 8, 3, 4, 6);
-QS_ENTRIES(avx512)
 
-QS_AVX512_INLINE void qs_axpy_avx512(int bf16, float a, const void *w, size_t n, float *y)
+QS_AVX512_INLINE void qs_axpy_avx512(int bf16, float a, const char *w, size_t n,
+                                     float *y)
 {
     __m512 av = _mm512_set1_ps(a);
     for (size_t j = 0; j < n; j += 16) {
-        __m512 v = qs_row_avx512(bf16, (const char *)w, j);
+        __m512 v = qs_row_avx512(bf16, w, j);
         _mm512_storeu_ps(y + j, _mm512_fmadd_ps(av, v, _mm512_loadu_ps(y + j)));
     }
 }
 
-QS_AVX512 static void qs_axpy_f32_avx512(float a, const void *w, size_t n, float *y)
-{
-    qs_axpy_avx512(0, a, w, n, y);
-}
-
-QS_AVX512 static void qs_axpy_bf16_avx512(float a, const void *w, size_t n, float *y)
-{
-    qs_axpy_avx512(1, a, w, n, y);
-}
+QS_ENTRIES(QS_AVX512, avx512, f32, 0)
+QS_ENTRIES(QS_AVX512, avx512, bf16, 1)
 
 /* p * r + a, rounded twice like qs_exp */
 QS_AVX512_INLINE __m512 qs_muladd_avx512(__m512 p, __m512 r, float a)
@@ -1231,8 +1247,9 @@ QS_AVX512_INLINE __m512 qs_muladd_avx512(__m512 p, __m512 r, float a)
 /* qs_exp on 16 values, operation for operation */
 QS_AVX512_INLINE __m512 qs_exp_avx512(__m512 x)
 {
-    const __m512 magic = _mm512_set1_ps(12582912.0f);
-    __m512 n = _mm512_sub_ps(qs_muladd_avx512(x, _mm512_set1_ps(1.44269504088896341f), 12582912.0f), magic);
+    const float magic = 12582912.0f;
+    __m512 n = qs_muladd_avx512(x, _mm512_set1_ps(1.44269504088896341f), magic);
+    n = _mm512_sub_ps(n, _mm512_set1_ps(magic));
     __m512 r = _mm512_sub_ps(x, _mm512_mul_ps(n, _mm512_set1_ps(0.693359375f)));
     r = _mm512_sub_ps(r, _mm512_mul_ps(n, _mm512_set1_ps(-2.12194440e-4f)));
     __m512 p = qs_muladd_avx512(_mm512_set1_ps(1.9875691500e-4f), r, 1.3981999507e-3f);
@@ -1257,7 +1274,8 @@ QS_AVX512 static void qs_silu_mul_avx512(float *g, const float *u, size_t n)
     size_t j = 0;
     for (; n - j >= 16; j += 16) {
         __m512 v = _mm512_loadu_ps(g + j);
-        __m512i neg = _mm512_xor_si512(_mm512_castps_si512(v), _mm512_set1_epi32(INT32_MIN));
+        __m512i neg = _mm512_castps_si512(v);
+        neg = _mm512_xor_si512(neg, _mm512_set1_epi32(INT32_MIN));
         __m512 e = qs_exp_avx512(_mm512_castsi512_ps(neg));
         v = _mm512_div_ps(v, _mm512_add_ps(_mm512_set1_ps(1.0f), e));
         _mm512_storeu_ps(g + j, _mm512_mul_ps(v, _mm512_loadu_ps(u + j)));
@@ -1268,22 +1286,20 @@ QS_AVX512 static void qs_silu_mul_avx512(float *g, const float *u, size_t n)
 QS_AVX512 static void qs_exp_sub_avx512(float *s, float m, size_t n)
 {
     size_t j = 0;
-    for (; n - j >= 16; j += 16)
-        _mm512_storeu_ps(s + j, qs_exp_avx512(_mm512_sub_ps(_mm512_loadu_ps(s + j), _mm512_set1_ps(m))));
+    for (; n - j >= 16; j += 16) {
+        __m512 v = _mm512_sub_ps(_mm512_loadu_ps(s + j), _mm512_set1_ps(m));
+        _mm512_storeu_ps(s + j, qs_exp_avx512(v));
+    }
     qs_exp_sub_scalar(s + j, m, n - j);
 }
 
-static const qs_kernels QS_KERNELS_AVX512 = {
-    {0, qs_mm_f32_avx512, qs_mm_bf16_avx512},     {0, qs_dots_f32_avx512, qs_dots_bf16_avx512},
-    {0, qs_axpy_f32_avx512, qs_axpy_bf16_avx512}, qs_silu_mul_avx512,
-    qs_exp_sub_avx512,
-};
+static const qs_kernels QS_KERNELS_AVX512 = QS_TABLE(avx512);
 
 #endif /* QS_HAVE_AVX512 */
 
-/* ===================================================================================================
+/* ==================================================================================
  * 11 Kernels: NEON (private)
- * =================================================================================================== */
+ * ================================================================================== */
 
 #if defined(QS_HAVE_NEON)
 #include <arm_neon.h>
@@ -1291,27 +1307,28 @@ static const qs_kernels QS_KERNELS_AVX512 = {
 #define QS_NEON
 #define QS_NEON_INLINE __attribute__((always_inline)) static inline
 
-/* Quarter q of a line: rows 4q..4q+3. bf16: the pairs (k, k + 1), of which odd picks one */
-QS_NEON_INLINE float32x4_t qs_line_neon(int bf16, const char *p, int q, int odd)
+/* Quarter q of a line: rows 4q..4q+3. bf16: pairs (k, k + 1), odd picks one */
+QS_NEON_INLINE float32x4_t qs_line_neon(int bf16, const char *p, int q, size_t odd)
 {
     if (!bf16) return vld1q_f32((const float *)(const void *)p + 4 * q);
-    uint32x4_t v = vreinterpretq_u32_u16(vld1q_u16((const uint16_t *)(const void *)p + 8 * q));
-    return vreinterpretq_f32_u32(odd ? vandq_u32(v, vdupq_n_u32(0xFFFF0000u)) : vshlq_n_u32(v, 16));
+    uint32x4_t v = vld1q_u32((const uint32_t *)(const void *)p + 4 * q);
+    if (odd) return vreinterpretq_f32_u32(vandq_u32(v, vdupq_n_u32(0xFFFF0000u)));
+    return vreinterpretq_f32_u32(vshlq_n_u32(v, 16));
 }
 
 /* nb blocks x nt tokens x n k: 4 nb nt accumulators */
-QS_NEON_INLINE void qs_mm_tile_neon(int bf16, int nb, int nt, const char *w, size_t ws, size_t n,
-                                    const float *x, size_t xs, float *y, size_t ys, int first)
+QS_NEON_INLINE void qs_mm_tile_neon(int bf16, int nb, int nt, QS_TILE_ARGS)
 {
     float32x4_t c[24], v[4];
     QS_UNROLL for (int i = 0; i < 4 * nb * nt; i++) c[i] = vdupq_n_f32(0.0f);
     for (size_t k = 0; k < n; k += bf16 ? 2 : 1, w += 64) {
-        QS_UNROLL for (int odd = 0; odd <= bf16; odd++) {
+        QS_UNROLL for (int b = 0; b < nb; b++) QS_FETCH(w + (size_t)b * ws, ahead);
+        QS_UNROLL for (size_t odd = 0; odd <= (size_t)bf16; odd++) {
             QS_UNROLL for (int b = 0; b < nb; b++) {
                 QS_UNROLL for (int q = 0; q < 4; q++)
                     v[q] = qs_line_neon(bf16, w + (size_t)b * ws, q, odd);
                 QS_UNROLL for (int t = 0; t < nt; t++) {
-                    float xv = x[(size_t)t * xs + k + (size_t)odd];
+                    float xv = x[(size_t)t * xs + k + odd];
                     QS_UNROLL for (int q = 0; q < 4; q++) {
                         int i = 4 * (b * nt + t) + q;
                         c[i] = vfmaq_n_f32(c[i], v[q], xv);
@@ -1322,7 +1339,7 @@ QS_NEON_INLINE void qs_mm_tile_neon(int bf16, int nb, int nt, const char *w, siz
     }
     QS_UNROLL for (int i = 0; i < 4 * nb * nt; i++) {
         float *p = y + (size_t)(i / 4 % nt) * ys + 16 * (i / 4 / nt) + 4 * (i % 4);
-        vst1q_f32(p, vaddq_f32(first ? vdupq_n_f32(0.0f) : vld1q_f32(p), c[i]));
+        vst1q_f32(p, vaddq_f32(vld1q_f32(p), c[i]));
     }
 }
 
@@ -1333,59 +1350,60 @@ QS_LEVELS(QS_NEON, qs_mm_bf16_tiles_neon, qs_mm_tile_neon, 1, 4, 1, 2, 3);
 QS_NEON_INLINE float32x4_t qs_row_neon(int bf16, const char *w, size_t k)
 {
     if (!bf16) return vld1q_f32((const float *)(const void *)w + k);
-    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16((const uint16_t *)(const void *)w + k), 16));
+    uint16x4_t v = vld1_u16((const uint16_t *)(const void *)w + k);
+    return vreinterpretq_f32_u32(vshll_n_u16(v, 16));
 }
 
-/* The tree over the 16 chains c[0..3] */
-QS_NEON_INLINE float qs_tree_neon(const float32x4_t *c)
+/* The tree over the 16 chains of output i */
+QS_NEON_INLINE float qs_tree_neon(float32x4_t (*c)[24], int i)
 {
-    float32x4_t s = vaddq_f32(vaddq_f32(c[0], c[2]), vaddq_f32(c[1], c[3]));
+    float32x4_t s = vaddq_f32(vaddq_f32(c[0][i], c[2][i]), vaddq_f32(c[1][i], c[3][i]));
     float32x2_t d = vadd_f32(vget_low_f32(s), vget_high_f32(s));
     return vget_lane_f32(d, 0) + vget_lane_f32(d, 1);
 }
 
-/* nr rows x nt tokens: 4 nr nt accumulators of 4 chains */
-QS_NEON_INLINE void qs_dots_tile_neon(int bf16, int nr, int nt, const char *w, size_t ws, size_t n,
-                                      const float *x, size_t xs, float *z, size_t zs, int first)
+/* nr rows x nt tokens: nr nt accumulators of 4 chains. The quarters of the 16 chains
+ * take turns over a piece of the rows: all at once would leave a small tile, and loads
+ * would outnumber the products. */
+QS_NEON_INLINE void qs_dots_tile_neon(int bf16, int nr, int nt, QS_TILE_ARGS)
 {
-    float32x4_t c[24];
-    (void)first;
-    QS_UNROLL for (int i = 0; i < 4 * nr * nt; i++) c[i] = vdupq_n_f32(0.0f);
-    for (size_t k = 0; k < n; k += 16) {
-        QS_UNROLL for (int q = 0; q < 4; q++) {
-            size_t kq = k + 4 * (size_t)q;
-            QS_UNROLL for (int r = 0; r < nr; r++) {
-                float32x4_t v = qs_row_neon(bf16, w + (size_t)r * ws, kq);
+    float32x4_t sum[4][24];
+    QS_UNROLL for (int i = 0; i < nr * nt; i++)
+        sum[0][i] = sum[1][i] = sum[2][i] = sum[3][i] = vdupq_n_f32(0.0f);
+    for (size_t from = 0; from < n; from += QS_DOTS_PIECE) {
+        size_t to = n - from < QS_DOTS_PIECE ? n : from + QS_DOTS_PIECE;
+        for (size_t q = 0; q < 4; q++) {
+            float32x4_t c[24], v[8];
+            QS_UNROLL for (int i = 0; i < nr * nt; i++) c[i] = sum[q][i];
+            for (size_t k = from + 4 * q; k < to; k += 16) {
+                QS_UNROLL for (int r = 0; r < nr; r++) {
+                    QS_FETCH(w + (size_t)r * ws + (bf16 ? 2 : 4) * k, ahead);
+                    v[r] = qs_row_neon(bf16, w + (size_t)r * ws, k);
+                }
                 QS_UNROLL for (int t = 0; t < nt; t++) {
-                    int i = 4 * (r * nt + t) + q;
-                    c[i] = vfmaq_f32(c[i], v, vld1q_f32(x + (size_t)t * xs + kq));
+                    float32x4_t xv = vld1q_f32(x + (size_t)t * xs + k);
+                    QS_UNROLL for (int r = 0; r < nr; r++)
+                        c[r * nt + t] = vfmaq_f32(c[r * nt + t], v[r], xv);
                 }
             }
+            QS_UNROLL for (int i = 0; i < nr * nt; i++) sum[q][i] = c[i];
         }
     }
     QS_UNROLL for (int i = 0; i < nr * nt; i++)
-        z[(size_t)(i % nt) * zs + (size_t)(i / nt)] = qs_tree_neon(c + 4 * i);
+        y[(size_t)(i % nt) * ys + (size_t)(i / nt)] = qs_tree_neon(sum, i);
 }
 
-QS_LEVELS(QS_NEON, qs_dots_f32_tiles_neon, qs_dots_tile_neon, 0, 4, 1, 2, 3);
-QS_LEVELS(QS_NEON, qs_dots_bf16_tiles_neon, qs_dots_tile_neon, 1, 4, 1, 2, 3);
-QS_ENTRIES(neon)
+QS_LEVELS(QS_NEON, qs_dots_f32_tiles_neon, qs_dots_tile_neon, 0, 8, 3, 4, 6);
+QS_LEVELS(QS_NEON, qs_dots_bf16_tiles_neon, qs_dots_tile_neon, 1, 8, 3, 4, 6);
 
-QS_NEON_INLINE void qs_axpy_neon(int bf16, float a, const void *w, size_t n, float *y)
+QS_NEON_INLINE void qs_axpy_neon(int bf16, float a, const char *w, size_t n, float *y)
 {
     for (size_t j = 0; j < n; j += 4)
-        vst1q_f32(y + j, vfmaq_n_f32(vld1q_f32(y + j), qs_row_neon(bf16, (const char *)w, j), a));
+        vst1q_f32(y + j, vfmaq_n_f32(vld1q_f32(y + j), qs_row_neon(bf16, w, j), a));
 }
 
-static void qs_axpy_f32_neon(float a, const void *w, size_t n, float *y)
-{
-    qs_axpy_neon(0, a, w, n, y);
-}
-
-static void qs_axpy_bf16_neon(float a, const void *w, size_t n, float *y)
-{
-    qs_axpy_neon(1, a, w, n, y);
-}
+QS_ENTRIES(QS_NEON, neon, f32, 0)
+QS_ENTRIES(QS_NEON, neon, bf16, 1)
 
 /* p * r + a, rounded twice like qs_exp */
 QS_NEON_INLINE float32x4_t qs_muladd_neon(float32x4_t p, float32x4_t r, float a)
@@ -1396,8 +1414,9 @@ QS_NEON_INLINE float32x4_t qs_muladd_neon(float32x4_t p, float32x4_t r, float a)
 /* qs_exp on 4 values, operation for operation */
 QS_NEON_INLINE float32x4_t qs_exp_neon(float32x4_t x)
 {
-    const float32x4_t magic = vdupq_n_f32(12582912.0f);
-    float32x4_t n = vsubq_f32(qs_muladd_neon(x, vdupq_n_f32(1.44269504088896341f), 12582912.0f), magic);
+    const float magic = 12582912.0f;
+    float32x4_t n = qs_muladd_neon(x, vdupq_n_f32(1.44269504088896341f), magic);
+    n = vsubq_f32(n, vdupq_n_f32(magic));
     float32x4_t r = vsubq_f32(x, vmulq_f32(n, vdupq_n_f32(0.693359375f)));
     r = vsubq_f32(r, vmulq_f32(n, vdupq_n_f32(-2.12194440e-4f)));
     float32x4_t p = qs_muladd_neon(vdupq_n_f32(1.9875691500e-4f), r, 1.3981999507e-3f);
@@ -1434,28 +1453,20 @@ static void qs_exp_sub_neon(float *s, float m, size_t n)
     qs_exp_sub_scalar(s + j, m, n - j);
 }
 
-static const qs_kernels QS_KERNELS_NEON = {
-    {0, qs_mm_f32_neon, qs_mm_bf16_neon},     {0, qs_dots_f32_neon, qs_dots_bf16_neon},
-    {0, qs_axpy_f32_neon, qs_axpy_bf16_neon}, qs_silu_mul_neon,
-    qs_exp_sub_neon,
-};
+static const qs_kernels QS_KERNELS_NEON = QS_TABLE(neon);
 
 #endif /* QS_HAVE_NEON */
 
 /* ===================================================================================================
- * 11 Instruction sets: detection and choice (public)
+ * 12 Instruction sets: detection and choice (public)
  *
  * Asked at every open: a few instructions, and no state to keep.
  * =================================================================================================== */
 
-/* ===================================================================================================
- * 12 CPU detection (private)
- * =================================================================================================== */
-
 #if defined(QS_HAVE_AVX2) || defined(QS_HAVE_AVX512)
 
-/* XCR0: which registers the operating system saves on a context switch; 0 if it cannot be read.
- * xgetbv is written as bytes: the intrinsic would need a target attribute, the mnemonic an option. */
+/* XCR0: which registers the system saves on a context switch; 0 if it cannot be read.
+ * xgetbv is written as bytes: its intrinsic would need a target attribute. */
 static unsigned qs_xcr0(void)
 {
     unsigned a = 0, b = 0, c = 0, d = 0;
@@ -1464,14 +1475,17 @@ static unsigned qs_xcr0(void)
     return a;
 }
 
-/* 0: baseline, 2: also AVX2 and FMA, 3: also AVX-512 F; each with its registers saved by the system */
+/* 0: baseline, 2: also AVX2 and FMA, 3: also AVX-512 F; with the registers saved */
 static int qs_x86_level(void)
 {
-    unsigned a = 0, b = 0, c = 0, d = 0, b7 = 0, xcr0 = qs_xcr0();
-    if ((xcr0 & 6) != 6 || !__get_cpuid(1, &a, &b, &c, &d)) return 0;     /* XMM, YMM */
-    if (!(c & 1u << 28) || !(c & 1u << 12)) return 0;                     /* AVX, FMA */
-    if (!__get_cpuid_count(7, 0, &a, &b7, &c, &d) || !(b7 & 1u << 5)) return 0; /* AVX2 */
-    return (b7 & 1u << 16) && (xcr0 & 0xE6) == 0xE6 ? 3 : 2;              /* AVX-512 F; ZMM, masks */
+    unsigned a = 0, b = 0, c = 0, d = 0, xcr0 = qs_xcr0();
+    if ((xcr0 & 6) != 6) return 0; /* XMM, YMM */
+    if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
+    if (!(c & 1u << 28) || !(c & 1u << 12)) return 0; /* AVX, FMA */
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
+    if (!(b & 1u << 5)) return 0;                     /* AVX2 */
+    if (!(b & 1u << 16) || (xcr0 & 0xE6) != 0xE6) return 2; /* AVX-512 F; ZMM, masks */
+    return 3;
 }
 
 #endif
@@ -1541,7 +1555,7 @@ static qsae_status qs_choose_isa(qsae_isa *isa, qsae_error *err)
 }
 
 /* ===================================================================================================
- * 12 Sites: names and widths (public)
+ * 13 Sites: names and widths (public)
  * =================================================================================================== */
 
 static const char *const QS_SITE_NAMES[QSAE_SITE_COUNT] = {
@@ -1566,7 +1580,7 @@ static int qs_site_before(uint32_t layer_a, uint32_t site_a, uint32_t layer_b, u
 }
 
 /* ===================================================================================================
- * 13 Container: header, directory, verification (public)
+ * 14 Container: header, directory, verification (public)
  *
  * Everything is checked here once, on a heap copy of the tables (a mapped file can change under us), in
  * time proportional to the number of tensors and without touching weights. Later sections trust it.
@@ -2019,7 +2033,7 @@ static qsae_status qs_check_name(const char *name, size_t cap, qsae_error *err)
 #if !defined(QSAE_NO_TOKENIZER)
 
 /* ===================================================================================================
- * 14 Tokenizer (private; its public calls are with the model, section 15)
+ * 15 Tokenizer (private; its public calls are with the model, section 16)
  *
  * text -> ids as the reference (Hugging Face `tokenizers`) does for Qwen2 and Qwen3:
  *
@@ -3786,7 +3800,7 @@ static qsae_status qs_tok_encode(const qs_tok *t, const char *text, size_t len,
 #endif /* QSAE_NO_TOKENIZER */
 
 /* ===================================================================================================
- * 15 Model: binding tensors (public)
+ * 16 Model: binding tensors (public)
  * =================================================================================================== */
 
 typedef struct qs_layer {
@@ -4075,7 +4089,7 @@ size_t qsae_utf8_complete(const char *text, size_t len)
 #endif
 
 /* ===================================================================================================
- * 16 SAE: open, encode, decode (public)
+ * 17 SAE: open, encode, decode (public)
  *
  * One function turns the product e_i . x into a feature's value (qs_feature_value): the dense encode and the
  * edits, which read single rows, share it, and so agree to the bit.
@@ -4698,7 +4712,7 @@ qsae_status qsae_sae_feature(const qsae_sae *sae, uint32_t feature, float *encod
 }
 
 /* ===================================================================================================
- * 17 Context: layout, copy, rewind (public)
+ * 18 Context: layout, copy, rewind (public)
  *
  * One block: tokens, KV cache, logits, and the scratch of the passes that this context hosts.
  *
@@ -4910,7 +4924,7 @@ const int32_t *qsae_ctx_tokens(const qsae_ctx *ctx) { return ctx->tokens; }
 const float *qsae_logits(const qsae_ctx *ctx) { return ctx->has_logits ? ctx->logits : NULL; }
 
 /* ===================================================================================================
- * 18 Captures and hook (public)
+ * 19 Captures and hook (public)
  * =================================================================================================== */
 
 struct qs_captures {
@@ -4931,7 +4945,7 @@ static int qs_hook_wants(const qsae_hook *h, uint32_t site, int32_t layer)
            (!h->layer_end || layer < h->layer_end);
 }
 
-static void qs_mark_edits(const qsae_ctx *c); /* section 19 */
+static void qs_mark_edits(const qsae_ctx *c); /* section 20 */
 
 /* Rebuilds the one byte per layer that a pass looks at. */
 static void qs_mark_sites(qsae_ctx *c)
@@ -5008,7 +5022,7 @@ qsae_status qsae_set_hook(qsae_ctx *ctx, const qsae_hook *hook, qsae_error *err)
 }
 
 /* ===================================================================================================
- * 19 Edits (public)
+ * 20 Edits (public)
  *
  * A list becomes two tables. A *slot* is a value read per row: a feature's activation or a probe's product;
  * edits and gates of one feature share one. An *item* is one edit. When a pass reaches a site, first the
@@ -5441,7 +5455,7 @@ static qsae_status qs_apply_edits(qsae_ctx *c, uint32_t site, int32_t layer, int
 }
 
 /* ===================================================================================================
- * 20 Transformer: one pass over a batch of rows (public)
+ * 21 Transformer: one pass over a batch of rows (public)
  *
  * A pass takes up to n_batch tokens, of one context or of many, through all layers. Rows never meet except
  * in the weights they share and in their own context's cache. Source: transformers modeling_qwen3.py.
@@ -5456,7 +5470,13 @@ typedef struct qs_pass {
     qsae_error *err;
 } qs_pass;
 
-/* ---- y = W x for up to three matrices of one input; a unit is a block of 16 outputs ---- */
+/* ---- y = W x for up to three matrices of one input ---- */
+
+/* Blocks of 16 outputs that a thread takes at a time: kernels run best on 8 side by side, if there are so many. */
+static size_t qs_grain(const qs_pass *p, size_t blocks)
+{
+    return blocks >= 32 * (size_t)p->n_threads ? 8 : 1;
+}
 
 typedef struct qs_product {
     const qs_mat *w;
@@ -5468,12 +5488,15 @@ typedef struct qs_product_job {
     const qs_product *list;
     size_t n_list, n;
     const float *x; /* [n, kp] */
+    size_t grain;
 } qs_product_job;
 
 static void qs_product_task(void *arg, size_t lo, size_t hi, size_t thread)
 {
     const qs_product_job *j = arg;
     (void)thread;
+    lo *= j->grain;
+    hi *= j->grain;
     for (size_t i = 0, first = 0; i < j->n_list; i++) {
         const qs_mat *w = j->list[i].w;
         size_t nb = w->np / 16, b0 = lo > first ? lo - first : 0, b1 = hi > first ? hi - first : 0;
@@ -5488,10 +5511,11 @@ static void qs_product_task(void *arg, size_t lo, size_t hi, size_t thread)
 /* x [n, d] -> list[i].y [n, rows of w]; every w has the same number of columns */
 static void qs_products(const qs_pass *p, const qs_product *list, size_t n_list, const float *x, size_t n)
 {
-    qs_product_job job = {p->m->kernels, list, n_list, n, x};
-    size_t units = 0;
-    for (size_t i = 0; i < n_list; i++) units += list[i].w->np / 16;
-    qs_parallel(p->n_threads, units, 16 * list[0].w->kp * n, qs_product_task, &job);
+    size_t blocks = 0;
+    for (size_t i = 0; i < n_list; i++) blocks += list[i].w->np / 16;
+    qs_product_job job = {p->m->kernels, list, n_list, n, x, qs_grain(p, blocks)};
+    qs_parallel(p->n_threads, (blocks + job.grain - 1) / job.grain, 16 * list[0].w->kp * n * job.grain,
+                qs_product_task, &job);
 }
 
 /* ---- per-row steps ---- */
@@ -5658,6 +5682,9 @@ static void qs_gate_up_task(void *arg, size_t lo, size_t hi, size_t thread)
     const qs_kernels *k = p->m->kernels;
     (void)thread;
     const qs_mat *w[2] = {&y->gate, &y->up};
+    size_t blocks = y->gate.np / 16, grain = qs_grain(p, blocks);
+    lo *= grain;
+    hi = qs_min(hi * grain, blocks);
     float *to[2] = {p->s->gate + 16 * lo, p->s->up + 16 * lo};
     for (int i = 0; i < 2; i++)
         k->mm[w[i]->type](w[i]->w + lo * w[i]->block, w[i]->block, hi - lo, w[i]->kp, p->s->xn, w[i]->kp,
@@ -5741,7 +5768,8 @@ static qsae_status qs_block_mlp(qs_pass *p)
     qs_norm_rows(p, y->mlp_norm);
     qsae_status st = qs_site(p, QSAE_MLP_INPUT, s->xn);
     if (st) return st;
-    qs_parallel(p->n_threads, y->gate.np / 16, 32 * y->gate.kp * p->n, qs_gate_up_task, p);
+    size_t blocks = y->gate.np / 16, grain = qs_grain(p, blocks);
+    qs_parallel(p->n_threads, (blocks + grain - 1) / grain, 32 * y->gate.kp * p->n * grain, qs_gate_up_task, p);
     const qs_product down = {&y->down, s->out};
     qs_products(p, &down, 1, s->gate, p->n);
     if ((st = qs_site(p, QSAE_MLP_OUT, s->out)) != QSAE_OK) return st;
@@ -5900,7 +5928,7 @@ qsae_status qsae_eval(qsae_ctx *ctx, const int32_t *tokens, size_t n, qsae_error
 }
 
 /* ===================================================================================================
- * 21 Sampling (public)
+ * 22 Sampling (public)
  * =================================================================================================== */
 
 /* 53 random bits from (seed, position), uniform in [0, 1): two rounds of the splitmix64 finaliser. */
@@ -6026,7 +6054,7 @@ qsae_status qsae_sample(const float *logits, size_t n, const qsae_sample_options
 }
 
 /* ===================================================================================================
- * 22 Chat format (public)
+ * 23 Chat format (public)
  *
  * ChatML as Qwen3's template renders plain turns. Control tokens are put in as ids and text between them is
  * tokenized without looking for any, so a message cannot forge a turn.

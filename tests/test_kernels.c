@@ -1,0 +1,374 @@
+/* Every kernel of every instruction set of this build and machine against the portable reference, bit for
+ * bit (NaN may differ in its payload), and exp against double precision. */
+#include "../qsae.c"
+
+#include "test.h"
+
+static int cases_shown;
+
+static void check(int ok, const char *isa, const char *what, size_t a, size_t b, size_t c, size_t d)
+{
+    if (ok) {
+        test_passed++;
+        return;
+    }
+    test_failed++;
+    if (cases_shown++ < 30) printf("FAIL %s %s %zu %zu %zu %zu\n", isa, what, a, b, c, d);
+}
+
+/* xorshift64*: the same numbers everywhere */
+static uint64_t rng_state = 88172645463325252u;
+static uint32_t rnd(void)
+{
+    rng_state ^= rng_state >> 12;
+    rng_state ^= rng_state << 25;
+    rng_state ^= rng_state >> 27;
+    return (uint32_t)((rng_state * 2685821657736338717u) >> 32);
+}
+
+static float bits_f32(uint32_t u)
+{
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
+
+static uint32_t f32_bits(float f)
+{
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    return u;
+}
+
+/* kind 0: -1..1; 1: wild exponents, denormals, zeros of both signs; 2: with infinities and NaN */
+static float value(int kind)
+{
+    uint32_t u = rnd();
+    float plain = ((float)(int32_t)u) * (1.0f / 2147483648.0f);
+    if (kind == 0) return plain;
+    switch (rnd() % 16) {
+    case 0: return 0.0f;
+    case 1: return -0.0f;
+    case 2: return bits_f32(u & 0x807FFFFFu); /* denormal */
+    case 3: return bits_f32(u & 0x80000001u); /* the smallest denormal */
+    case 4: return plain * 1e-25f;
+    case 5: return plain * 1e20f;
+    default: break;
+    }
+    if (kind == 2 && u % 300 == 0) {
+        static const uint32_t special[4] = {0x7F800000u, 0xFF800000u, 0x7FC00000u, 0x7F7FFFFFu};
+        return bits_f32(special[rnd() % 4]);
+    }
+    return plain;
+}
+
+static uint16_t value_bf16(int kind)
+{
+    uint16_t h = (uint16_t)(f32_bits(value(kind)) >> 16);
+    return h;
+}
+
+static void fill(float *p, size_t n, int kind)
+{
+    for (size_t i = 0; i < n; i++) p[i] = value(kind);
+}
+
+static void fill_bf16(uint16_t *p, size_t n, int kind)
+{
+    for (size_t i = 0; i < n; i++) p[i] = value_bf16(kind);
+}
+
+static int same(const float *a, const float *b, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        uint32_t u = f32_bits(a[i]), v = f32_bits(b[i]);
+        int nan_u = (u & 0x7FFFFFFFu) > 0x7F800000u, nan_v = (v & 0x7FFFFFFFu) > 0x7F800000u;
+        if (nan_u != nan_v || (!nan_u && u != v)) return 0;
+    }
+    return 1;
+}
+
+static float w_at(const void *w, int bf16, size_t i)
+{
+    if (!bf16) return ((const float *)w)[i];
+    return bits_f32((uint32_t)((const uint16_t *)w)[i] << 16);
+}
+
+/* The references, written from the text of the contract: one output at a time. */
+static void ref_mm(int bf16, const char *w, size_t ws, size_t nb, size_t kp, const float *x, size_t xs,
+                   size_t nt, float *y, size_t ys)
+{
+    for (size_t b = 0; b < nb; b++)
+        for (size_t t = 0; t < nt; t++)
+            for (size_t r = 0; r < 16; r++) {
+                float sum = 0.0f, c = 0.0f;
+                for (size_t k = 0; k < kp; k++) {
+                    size_t i = bf16 ? k / 2 * 32 + 2 * r + k % 2 : 16 * k + r;
+                    c = fmaf(w_at(w + b * ws, bf16, i), x[t * xs + k], c);
+                    if (k % 256 == 255 || k + 1 == kp) {
+                        sum = sum + c;
+                        c = 0.0f;
+                    }
+                }
+                y[t * ys + 16 * b + r] = sum;
+            }
+}
+
+static void ref_dots(int bf16, const char *w, size_t row_bytes, size_t nr, size_t n, const float *x,
+                     size_t xs, size_t nt, float *z, size_t zs)
+{
+    for (size_t t = 0; t < nt; t++)
+        for (size_t r = 0; r < nr; r++) {
+            float c[16] = {0};
+            for (size_t k = 0; k < n; k++)
+                c[k % 16] = fmaf(w_at(w + r * row_bytes, bf16, k), x[t * xs + k], c[k % 16]);
+            for (size_t s = 8; s > 0; s /= 2)
+                for (size_t j = 0; j < s; j++) c[j] = c[j] + c[j + s];
+            z[t * zs + r] = c[0];
+        }
+}
+
+static void *get(size_t bytes)
+{
+    void *p = malloc(bytes + 64);
+    if (!p) abort();
+    return p; /* never freed: a test */
+}
+
+enum { MAX_K = 2048, MAX_B = 20, MAX_T = 14, Y_SIZE = 16 * (16 * MAX_B + 64) + 64 };
+
+/* Guard values around and between the rows of y must survive. */
+static void test_mm(const qs_kernels *q, const char *isa, int bf16, size_t kp, size_t nb, size_t nt,
+                    size_t shift)
+{
+    static char *w;
+    static float *x, *y, *want;
+    if (!w) {
+        w = get(64 * (MAX_K + 8) * MAX_B);
+        x = get(4 * (MAX_K + 40) * (MAX_T + 1));
+        y = get(4 * Y_SIZE);
+        want = get(4 * Y_SIZE);
+    }
+    int kind = (int)(rnd() % 3);
+    size_t line = bf16 ? 32 : 64, ws = line * kp + 64 * (shift % 3);
+    size_t xs = kp + (shift * 7) % 13, ys = 16 * nb + (shift * 5) % 11, off = shift % 4;
+    if (bf16)
+        fill_bf16((uint16_t *)(void *)w, ws * nb / 2, kind);
+    else
+        fill((float *)(void *)w, ws * nb / 4, kind);
+    fill(x, off + xs * nt + 1, kind);
+    for (size_t i = 0; i < Y_SIZE; i++) y[i] = want[i] = bits_f32(0x4B000000u + (uint32_t)i);
+    ref_mm(bf16, w, ws, nb, kp, x + off, xs, nt, want + 8 + off, ys);
+    q->mm[1 + bf16](w, ws, nb, kp, x + off, xs, nt, y + 8 + off, ys);
+    check(same(y, want, Y_SIZE), isa, bf16 ? "mm_bf16 kp nb nt shift" : "mm_f32 kp nb nt shift", kp, nb,
+          nt, shift);
+}
+
+static void test_dots(const qs_kernels *q, const char *isa, int bf16, size_t n, size_t nr, size_t nt,
+                      size_t shift)
+{
+    static char *w;
+    static float *x, *z, *want;
+    enum { Z_SIZE = 2048 };
+    if (!w) {
+        w = get(4 * (MAX_K + 40) * 80);
+        x = get(4 * (MAX_K + 40) * (MAX_T + 1));
+        z = get(4 * Z_SIZE);
+        want = get(4 * Z_SIZE);
+    }
+    int kind = (int)(rnd() % 3);
+    size_t row = (bf16 ? 2 : 4) * (n + (shift * 3) % 7), xs = n + (shift * 7) % 13;
+    size_t zs = nr + shift % 5, off = shift % 4;
+    if (bf16)
+        fill_bf16((uint16_t *)(void *)w, row * nr / 2, kind);
+    else
+        fill((float *)(void *)w, row * nr / 4, kind);
+    fill(x, off + xs * nt + 1, kind);
+    for (size_t i = 0; i < Z_SIZE; i++) z[i] = want[i] = bits_f32(0x4B000000u + (uint32_t)i);
+    ref_dots(bf16, w, row, nr, n, x + off, xs, nt, want + 8 + off, zs);
+    q->dots[1 + bf16](w, row, nr, n, x + off, xs, nt, z + 8 + off, zs);
+    check(same(z, want, Z_SIZE), isa, bf16 ? "dots_bf16 n nr nt shift" : "dots_f32 n nr nt shift", n, nr,
+          nt, shift);
+}
+
+static void test_axpy(const qs_kernels *q, const char *isa, int bf16, size_t n, size_t off)
+{
+    static float w[600], y[600], want[600];
+    for (int kind = 0; kind < 3; kind++) {
+        float a = value(kind);
+        if (bf16)
+            fill_bf16((uint16_t *)(void *)w, n + off, kind);
+        else
+            fill(w, n + off, kind);
+        fill(y, 600, kind);
+        memcpy(want, y, sizeof y);
+        const void *wp = bf16 ? (const void *)((uint16_t *)(void *)w + off) : (const void *)(w + off);
+        for (size_t j = 0; j < n; j++) want[off + j] = fmaf(a, w_at(wp, bf16, j), want[off + j]);
+        q->axpy[1 + bf16](a, wp, n, y + off);
+        check(same(y, want, 600), isa, bf16 ? "axpy_bf16 n off kind" : "axpy_f32 n off kind", n, off,
+              (size_t)kind, 0);
+    }
+}
+
+/* values around every limit of exp, then random ones */
+static void fill_exp(float *p, size_t n)
+{
+    static const float edge[] = {0.0f, -0.0f, 88.0f, -87.0f, 88.00001f, -87.00001f, 87.99999f, -86.99999f,
+                                 1e-40f, -1e-40f, 3e38f, -3e38f, 0.34657359f, -0.34657359f, 1.0f, -1.0f};
+    for (size_t i = 0; i < n; i++) {
+        uint32_t u = rnd();
+        switch (u % 8) {
+        case 0: p[i] = edge[(u >> 8) % (sizeof edge / sizeof edge[0])]; break;
+        case 1: p[i] = bits_f32(rnd()); break; /* anything */
+        case 2: p[i] = u & 256 ? INFINITY : u & 512 ? -INFINITY : NAN; break;
+        default: p[i] = 100.0f * value(0); break;
+        }
+    }
+}
+
+static void test_elementwise(const qs_kernels *q, const char *isa, size_t n, size_t off)
+{
+    static float a[4200], b[4200], want[4200];
+    fill_exp(a, 4200);
+    memcpy(want, a, sizeof a);
+    fill_exp(b, 4200);
+    for (size_t j = off; j < off + n; j++) want[j] = (want[j] / (1.0f + qs_exp(-want[j]))) * b[j];
+    q->silu_mul(a + off, b + off, n);
+    check(same(a, want, 4200), isa, "silu_mul n off", n, off, 0, 0);
+    float m = n % 3 == 0 ? 0.0f : n % 3 == 1 ? value(0) : b[0];
+    fill_exp(a, 4200);
+    memcpy(want, a, sizeof a);
+    for (size_t j = off; j < off + n; j++) want[j] = qs_exp(want[j] - m);
+    q->exp_sub(a + off, m, n);
+    check(same(a, want, 4200), isa, "exp_sub n off", n, off, 0, 0);
+}
+
+/* every stride-th float through exp_sub (m = 0) in runs of 4096 */
+static void test_exp_sweep(const qs_kernels *q, const char *isa, uint32_t stride)
+{
+    static float a[4096], want[4096];
+    int ok = 1;
+    for (uint64_t u = 0; u < (uint64_t)1 << 32; u += (uint64_t)stride * 4096) {
+        for (uint32_t i = 0; i < 4096; i++) {
+            a[i] = bits_f32((uint32_t)u + i * stride);
+            want[i] = qs_exp(a[i]);
+        }
+        q->exp_sub(a, 0.0f, 4096);
+        ok &= same(a, want, 4096);
+    }
+    check(ok, isa, "exp_sub sweep", stride, 0, 0, 0);
+}
+
+static void test_isa(const qs_kernels *q, const char *isa)
+{
+    static const size_t ks[] = {255, 256, 257, 258, 510, 511, 512, 513, 514, 767, 768, 770, 2048};
+    long before = test_failed, count = test_passed;
+    size_t shift = 0;
+    for (size_t kp = 1; kp <= 70; kp++)
+        for (size_t nb = 0; nb <= 9; nb += kp > 8 && nb % 3 == 1 ? 2u : 1u)
+            for (size_t nt = 0; nt <= MAX_T; nt++, shift++) {
+                if (kp > 16 && (kp + nb + nt) % 3) continue;
+                test_mm(q, isa, 0, kp, nb, nt, shift);
+                if (kp % 2 == 0) test_mm(q, isa, 1, kp, nb, nt, shift);
+            }
+    for (size_t i = 0; i < sizeof ks / sizeof ks[0]; i++)
+        for (size_t nt = 0; nt <= MAX_T; nt++, shift++) {
+            if (ks[i] == 2048 && nt % 3 == 2) continue;
+            size_t nb = ks[i] == 2048 ? nt % 10 : (nt * 7 + i) % (MAX_B + 1);
+            test_mm(q, isa, 0, ks[i], nb, nt, shift);
+            if (ks[i] % 2 == 0) test_mm(q, isa, 1, ks[i], nb, nt, shift);
+        }
+    for (size_t n = 0; n <= 96; n += 16)
+        for (size_t nr = 0; nr <= 75; nr += nr < 18 ? 1 : 7)
+            for (size_t nt = 0; nt <= MAX_T; nt++, shift++) {
+                test_dots(q, isa, 0, n, nr, nt, shift);
+                test_dots(q, isa, 1, n, nr, nt, shift);
+            }
+    for (size_t n = 256; n <= 2048; n += n < 1024 ? 16 : 256) {
+        test_dots(q, isa, 0, n, n / 16 % 12, n / 16 % MAX_T, shift++);
+        test_dots(q, isa, 1, n, n / 16 % 12, n / 16 % MAX_T, shift++);
+    }
+    for (size_t n = 0; n <= 512; n += 16)
+        for (size_t off = 0; off < 4; off++) {
+            test_axpy(q, isa, 0, n, off);
+            test_axpy(q, isa, 1, n, off);
+        }
+    for (size_t n = 0; n < 200; n++) test_elementwise(q, isa, n, n % 5);
+    test_elementwise(q, isa, 4099, 3);
+    test_exp_sweep(q, isa, 4999);
+    printf("%-7s %ld checks, %ld differences\n", isa, test_passed - count + test_failed - before, test_failed - before);
+}
+
+/* ulp of the float nearest to y (y > 0, normal) */
+static double ulp_of(double y)
+{
+    int e;
+    frexp(y, &e);
+    return ldexp(1.0, e - 24);
+}
+
+static void test_exp(void)
+{
+    double worst = 0.0;
+    float worst_x = 0.0f, last = 0.0f;
+    int monotone = 1;
+    long down = 0;
+    /* upwards from -87 to 88, about 20 million values */
+    for (uint32_t u = f32_bits(-87.0f) + 0; u > 0x80000000u; u = u < 0x80000000u + 53 ? 0x80000000u : u - 53) {
+        float x = bits_f32(u), y = qs_exp(x);
+        double want = exp((double)x), err = fabs((double)y - want) / ulp_of(want);
+        if (err > worst) worst = err, worst_x = x;
+        if (y < last) monotone = 0, down++;
+        last = y;
+    }
+    for (uint32_t u = 0; u <= f32_bits(88.0f); u += 53) {
+        float x = bits_f32(u), y = qs_exp(x);
+        double want = exp((double)x), err = fabs((double)y - want) / ulp_of(want);
+        if (err > worst) worst = err, worst_x = x;
+        if (y < last) monotone = 0, down++;
+        last = y;
+    }
+    printf("exp     max error %.3f ulp at %.9g; %ld downward steps over the sweep\n", worst,
+           (double)worst_x, down);
+    check(worst < 1.0, "exp", "ulp", 0, 0, 0, 0);
+    check(monotone, "exp", "monotone", 0, 0, 0, 0);
+    check(qs_exp(0.0f) == 1.0f && qs_exp(-0.0f) == 1.0f, "exp", "of zero", 0, 0, 0, 0);
+    check(qs_exp(-87.1f) == 0.0f && !signbit(qs_exp(-INFINITY)), "exp", "low", 0, 0, 0, 0);
+    check(qs_exp(-87.0f) > 1.1754944e-38f, "exp", "of -87 is normal", 0, 0, 0, 0);
+    check(isinf(qs_exp(88.1f)) && isinf(qs_exp(INFINITY)), "exp", "high", 0, 0, 0, 0);
+    check(!isinf(qs_exp(88.0f)), "exp", "of 88 is finite", 0, 0, 0, 0);
+    check(isnan(qs_exp(NAN)), "exp", "of NaN", 0, 0, 0, 0);
+}
+
+/* the reference of this file against the portable kernels of the library */
+static void test_portable(void)
+{
+    for (size_t kp = 1; kp < 600; kp = kp * 3 / 2 + 1)
+        for (size_t nt = 0; nt < 5; nt++) test_mm(&QS_KERNELS_SCALAR, "scalar", 0, kp, nt, nt, kp);
+    for (size_t n = 0; n <= 96; n += 16) test_dots(&QS_KERNELS_SCALAR, "scalar", 0, n, 3, 2, n);
+    for (size_t n = 0; n <= 96; n += 16) test_axpy(&QS_KERNELS_SCALAR, "scalar", 0, n, 1);
+    for (size_t n = 0; n <= 40; n++) test_elementwise(&QS_KERNELS_SCALAR, "scalar", n, 1);
+}
+
+int main(void)
+{
+    test_exp();
+    test_portable();
+#if defined(QS_HAVE_AVX2)
+    if (qs_isa_runs(QSAE_ISA_AVX2))
+        test_isa(&QS_KERNELS_AVX2, "avx2");
+    else
+        printf("avx2    not on this machine\n");
+#endif
+#if defined(QS_HAVE_AVX512)
+    if (qs_isa_runs(QSAE_ISA_AVX512))
+        test_isa(&QS_KERNELS_AVX512, "avx512");
+    else
+        printf("avx512  not on this machine\n");
+#endif
+#if defined(QS_HAVE_NEON)
+    test_isa(&QS_KERNELS_NEON, "neon");
+#endif
+    check(qs_isa_runs(QSAE_ISA_SCALAR) == 1 && qs_isa_runs(QSAE_ISA_COUNT) == 0, "isa", "runs", 0, 0, 0, 0);
+    return test_done("test_kernels");
+}
