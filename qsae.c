@@ -357,25 +357,25 @@ static qs_fp_state qs_fp_enter(void)
 {
     uint32_t old, ieee = 0x1f80; /* MXCSR after reset: round to nearest, all exceptions masked */
     __asm__ volatile("stmxcsr %0" : "=m"(old));
-    __asm__ volatile("ldmxcsr %0" : : "m"(ieee));
+    __asm__ volatile("ldmxcsr %0" : : "m"(ieee) : "memory"); /* no float leaves memory across it */
     return old;
 }
 
 static void qs_fp_leave(qs_fp_state old)
 {
     uint32_t mxcsr = (uint32_t)old;
-    __asm__ volatile("ldmxcsr %0" : : "m"(mxcsr));
+    __asm__ volatile("ldmxcsr %0" : : "m"(mxcsr) : "memory");
 }
 #elif defined(__GNUC__) && defined(__aarch64__)
 static qs_fp_state qs_fp_enter(void)
 {
     uint64_t old, ieee = 0;
     __asm__ volatile("mrs %0, fpcr" : "=r"(old));
-    __asm__ volatile("msr fpcr, %0" : : "r"(ieee));
+    __asm__ volatile("msr fpcr, %0" : : "r"(ieee) : "memory");
     return old;
 }
 
-static void qs_fp_leave(qs_fp_state old) { __asm__ volatile("msr fpcr, %0" : : "r"(old)); }
+static void qs_fp_leave(qs_fp_state old) { __asm__ volatile("msr fpcr, %0" : : "r"(old) : "memory"); }
 #else
 static qs_fp_state qs_fp_enter(void) { return 0; }
 static void qs_fp_leave(qs_fp_state old) { (void)old; }
@@ -5272,7 +5272,9 @@ qsae_status qsae_set_edits(qsae_ctx *ctx, const qsae_edit *list, size_t n, qsae_
         base = size ? qs_alloc(&ctx->alloc, size) : NULL;
         if (!base) return qs_fail(err, QSAE_E_NOMEM, 0, "no memory for %zu edits (%zu bytes)", n, size);
         memset(base, 0, size);
+        qs_fp_state fp = qs_fp_enter();
         qs_build_edits(base, ctx, list, n);
+        qs_fp_leave(fp);
         ((qs_edits *)(void *)base)->block = size; /* shared slots use less than was added up */
     }
     qs_free_edits(ctx);

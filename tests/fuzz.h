@@ -1,9 +1,9 @@
 /* Shared by the fuzz targets: hostile .qsae images made from good ones.
  *
- * Random bytes never get past a checksum, so the input is read as a list of patches of a
- * small valid image, whose checksums are then made right again; one mode passes the bytes
- * as they are. A target is run by libFuzzer (`make fuzz`), and by replay.c under any
- * compiler. */
+ * Random bytes never get past a checksum, so the input is read as a list of patches of
+ * a small valid image, whose checksums are then made right again; one mode passes the
+ * bytes as they are. A target is run by libFuzzer (`make fuzz`), and by replay.c under
+ * any compiler. */
 
 #ifndef QSAE_FUZZ_H
 #define QSAE_FUZZ_H

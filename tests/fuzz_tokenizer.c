@@ -1,6 +1,6 @@
 /* Fuzz target, white box: hostile tokenizer blobs, and any text through a good one. The
- * first byte chooses: bit 0 patches of the blob, bit 1 added tokens are recognised, bit 2
- * the input is a tokenizer.json. The good blob is the toy's: run in the repository's
+ * first byte chooses: bit 0 patches of the blob, bit 1 added tokens are recognised, bit
+ * 2 the input is a tokenizer.json. The good blob is the toy's: run in the repository's
  * root. */
 
 #include "../qsae.c"

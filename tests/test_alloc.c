@@ -18,8 +18,10 @@
 
 static const tiny_shape SHAPE = {2, 24, 4, 2, 10, 50, 101, 0, 0};
 static const tiny_shape WIDE = {2, 96, 8, 2, 32, 300, 900, 0, 0}; /* as many tensors, 20 times the bytes */
-static const tiny_sae SAE = {QSAE_RESID_POST, 1, QSAE_RESID_POST, 1, 24, 24, 60, 5, QSAE_ACT_TOPK, QSAE_NORM_LAYER, 0, 0, 3};
-static const tiny_sae TRANS = {QSAE_MLP_INPUT, 0, QSAE_MLP_OUT, 1, 24, 24, 60, 0, QSAE_ACT_JUMPRELU, QSAE_NORM_NONE, QSAE_SAE_SKIP, 0, 0};
+static const tiny_sae SAE = {QSAE_RESID_POST, 1, QSAE_RESID_POST, 1, 24, 24, 60, 5, QSAE_ACT_TOPK,
+    QSAE_NORM_LAYER, 0, 0, 3};
+static const tiny_sae TRANS = {QSAE_MLP_INPUT, 0, QSAE_MLP_OUT, 1, 24, 24, 60, 0, QSAE_ACT_JUMPRELU,
+    QSAE_NORM_NONE, QSAE_SAE_SKIP, 0, 0};
 
 static uint8_t *image, *sae_image, *trans_image;
 static size_t image_size, sae_size, trans_size;
@@ -52,9 +54,10 @@ static tiny_heap open_failing(const char *path, const uint8_t *data, size_t size
         h.fail_at = fail;
         qsae_sae_options o = sae_options(&h);
         o.open.no_mmap = no_mmap;
-        qsae_status st = is_sae ? path ? qsae_sae_open(path, &o, &s, &e) : qsae_sae_open_memory(data, size, &o, &s, &e)
-                         : path ? qsae_model_open(path, &o.open, &m, &e)
-                                : qsae_model_open_memory(data, size, &o.open, &m, &e);
+        qsae_status st = is_sae && path ? qsae_sae_open(path, &o, &s, &e)
+                         : is_sae       ? qsae_sae_open_memory(data, size, &o, &s, &e)
+                         : path         ? qsae_model_open(path, &o.open, &m, &e)
+                                        : qsae_model_open_memory(data, size, &o.open, &m, &e);
         if (st == QSAE_OK) {
             CHECK(h.calls == fail - 1 && fail > 1 && h.wrong == 0);
             tiny_heap result = h;
@@ -285,6 +288,40 @@ static void check_silent(void)
     close_scene(s);
 }
 
+/* ---- the tokenizer's temporary block, with the toy model, if it was built ---- */
+
+static void check_tokenizer(const char *build)
+{
+    static const char text[] = "How do I kill a process?\n\n42 \303\274ber <|im_end|>";
+    const qsae_message chat[2] = {{"user", text, sizeof text - 1}, {"assistant", "x", 1}};
+    char path[600];
+    tiny_heap h;
+    qsae_open_options o;
+    qsae_model *m = NULL;
+    qsae_error e;
+    memset(&h, 0, sizeof h);
+    memset(&o, 0, sizeof o);
+    o.allocator = tiny_allocator(&h);
+    snprintf(path, sizeof path, "%s/toy.qsae", build);
+    if (qsae_model_open(path, &o, &m, &e) == QSAE_E_IO) return;
+    if (!CHECK(m != NULL)) return;
+    size_t blocks = h.blocks;
+    for (int what = 0; what < 2; what++)
+        for (size_t fail = 1, done = 0; !done && fail < 50; fail++) {
+            int32_t ids[256];
+            size_t n = 12345;
+            h.calls = 0, h.fail_at = fail;
+            qsae_status st = what ? qsae_chat_tokens(m, chat, 2, 0, ids, 256, &n, &e)
+                                  : qsae_tokenize(m, text, sizeof text - 1, 0, ids, 256, &n, &e);
+            done = st == QSAE_OK;
+            if (done) CHECK(n > 10 && n < 256 && fail > 1);
+            else CHECK(st == QSAE_E_NOMEM && n == 12345 && strstr(e.text, "no memory"));
+            CHECK(h.blocks == blocks && (what || h.calls == 1)); /* "one temporary block" */
+        }
+    qsae_model_close(m);
+    clean(&h);
+}
+
 /* ---- pages ---- */
 
 #if defined(__linux__)
@@ -370,9 +407,10 @@ static void check_pages(const char *folder)
     /* the control: with verify the first matrix is read (and its checksum is wrong). Where that does not show,
      * because the file system is memory itself, the question cannot be asked this way */
     o.open.verify = 1;
-    CHECK(qsae_model_open(path, &o.open, &m, &e) == QSAE_E_FORMAT && strstr(e.text, "tensor embed (group 0): checksum"));
+    CHECK(qsae_model_open(path, &o.open, &m, &e) == QSAE_E_FORMAT && strstr(e.text,
+        "tensor embed (group 0): checksum"));
     size_t touched = resident_pages(path, (size_t)file_size);
-    if (touched != SIZE_MAX && before + 1000 < touched) CHECK(after <= most + 32); /* some read-ahead around the tables */
+    if (touched != SIZE_MAX && before + 1000 < touched) CHECK(after <= most + 32); /* some read-ahead */
     else printf("resident pages cannot be counted here: %zu, %zu, %zu\n", before, after, touched);
     clean(&h);
     remove(path);
@@ -399,6 +437,7 @@ int main(int argc, char **argv)
     check_ctx();
     check_lists();
     check_silent();
+    check_tokenizer(build);
     check_pages(folder);
     remove(folder);
     free(image);

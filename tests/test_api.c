@@ -10,7 +10,8 @@
 
 static const tiny_shape SHAPE = {2, 24, 4, 2, 10, 50, 101, 0, 0};
 static const tiny_shape OTHER = {1, 16, 2, 1, 8, 20, 30, 1, 0};
-static const tiny_sae SAE = {QSAE_RESID_POST, 1, QSAE_RESID_POST, 1, 24, 24, 60, 0, QSAE_ACT_RELU, QSAE_NORM_NONE, 0, 0, 0};
+static const tiny_sae SAE = {QSAE_RESID_POST, 1, QSAE_RESID_POST, 1, 24, 24, 60, 0, QSAE_ACT_RELU,
+    QSAE_NORM_NONE, 0, 0, 0};
 enum { N_CTX = 32, VOCAB = 101, WIDTH = 24 };
 static const int32_t IDS[N_CTX] = {5, 100, 0, 17, 3, 3, 88, 41, 9, 60, 2, 77, 31, 8, 99, 50,
                                    6, 7,   8, 9,  1, 2, 4,  5,  6, 7,  8, 9,  10, 11, 12, 13};
@@ -71,7 +72,8 @@ static void check_constants(void)
 
 static void check_sites(void)
 {
-    static const char *const names[] = {"resid_pre", "attn_z", "attn_out", "resid_mid", "mlp_input", "mlp_out", "resid_post"};
+    static const char *const names[] = {"resid_pre", "attn_z", "attn_out", "resid_mid", "mlp_input", "mlp_out",
+        "resid_post"};
     CHECK(QSAE_SITE_COUNT == 7);
     for (int i = 0; i < QSAE_SITE_COUNT; i++) {
         CHECK_STR(qsae_site_name((qsae_site)i), names[i]);
@@ -169,7 +171,8 @@ static void check_no_tokenizer(void)
     FAILS(qsae_tokenize(model, "x", 1, 0, NULL, 4, &n, &err), QSAE_E_ARG, "NULL");
     FAILS(qsae_tokenize(model, "x", 1, 0, ids, 4, NULL, &err), QSAE_E_ARG, "NULL");
     FAILS(qsae_tokenize(model, "x", 1, 6, ids, 4, &n, &err), QSAE_E_ARG, "flags 0x6");
-    FAILS(qsae_tokenize(model, "x", (size_t)INT_MAX + 1, 0, ids, 4, &n, &err), QSAE_E_LIMIT, "2147483648 bytes, at most 2147483647");
+    FAILS(qsae_tokenize(model, "x", (size_t)INT_MAX + 1, 0, ids, 4, &n, &err), QSAE_E_LIMIT,
+        "2147483648 bytes, at most 2147483647");
     FAILS(qsae_chat_tokens(model, &msg, 1, 0, ids, 4, &n, &err), QSAE_E_STATE, "<|im_start|>");
     FAILS(qsae_chat_tokens(NULL, &msg, 1, 0, ids, 4, &n, &err), QSAE_E_ARG, "NULL");
     FAILS(qsae_chat_tokens(model, NULL, 1, 0, ids, 4, &n, &err), QSAE_E_ARG, "NULL");
@@ -198,12 +201,14 @@ static void check_bad_options(qsae_ctx_options o, const char *text)
 
 static void check_ctx_options(void)
 {
-    const qsae_allocator none = {NULL, NULL, NULL}, half = {half_alloc, NULL, NULL}, no = {half_alloc, half_release, NULL};
+    const qsae_allocator none = {NULL, NULL, NULL}, half = {half_alloc, NULL, NULL}, no = {half_alloc,
+        half_release, NULL};
     static const int32_t bad_ctx[] = {-1, INT32_MIN, 1048577, INT32_MAX};
     static const int32_t bad_batch[] = {-1, INT32_MIN, 65537, INT32_MAX};
     static const int32_t bad_threads[] = {-1, INT32_MIN, 1025, INT32_MAX};
     for (int i = 0; i < 4; i++) {
-        qsae_ctx_options a = {bad_ctx[i], 0, 0, none}, b = {8, bad_batch[i], 0, none}, c = {8, 0, bad_threads[i], none};
+        qsae_ctx_options a = {bad_ctx[i], 0, 0, none}, b = {8, bad_batch[i], 0, none}, c = {8, 0,
+            bad_threads[i], none};
         snprintf(wanted, sizeof wanted, "n_ctx is %d, must be 1..1048576", bad_ctx[i]);
         check_bad_options(a, wanted);
         snprintf(wanted, sizeof wanted, "n_batch is %d, must be 1..65536", bad_batch[i]);
@@ -259,6 +264,28 @@ static void check_copy_rewind(void)
     qsae_ctx_destroy(b);
 }
 
+/* A copy goes on as the original would, at every position of a block of the cache. */
+static void check_copy_goes_on(void)
+{
+    qsae_ctx *a = new_ctx(model, N_CTX, 8), *b = new_ctx(model, N_CTX + 9, 3), *empty = new_ctx(model, N_CTX, 8);
+    const size_t bytes = VOCAB * sizeof(float);
+    for (int32_t pos = 1; pos < 20; pos++) {
+        CHECK(qsae_eval(a, IDS + pos - 1, 1, &err) == QSAE_OK && qsae_ctx_copy(b, a, &err) == QSAE_OK);
+        CHECK(qsae_ctx_pos(b) == pos && memcmp(qsae_ctx_tokens(b), IDS, (size_t)pos * sizeof *IDS) == 0);
+        CHECK(qsae_logits(b) && memcmp(qsae_logits(a), qsae_logits(b), bytes) == 0);
+        float want[VOCAB];
+        CHECK(qsae_eval(a, IDS + pos, 1, &err) == QSAE_OK);
+        memcpy(want, qsae_logits(a), bytes);
+        CHECK(qsae_eval(b, IDS + pos, 1, &err) == QSAE_OK && memcmp(qsae_logits(b), want, bytes) == 0);
+        CHECK(qsae_ctx_rewind(a, pos, &err) == QSAE_OK && qsae_ctx_copy(b, empty, &err) == QSAE_OK);
+        CHECK(qsae_ctx_pos(b) == 0 && qsae_logits(b) == NULL); /* what the source has not, the copy has not */
+        CHECK(qsae_eval(b, IDS + 20, 5, &err) == QSAE_OK);     /* something else for the next round to replace */
+    }
+    qsae_ctx_destroy(a);
+    qsae_ctx_destroy(b);
+    qsae_ctx_destroy(empty);
+}
+
 /* ---- captures and hook lists ---- */
 
 static void check_captures(void)
@@ -288,7 +315,8 @@ static void check_captures(void)
     CHECK(qsae_ctx_pos(c) == 0 && rows[0] == 0);
     CHECK(qsae_eval(c, IDS, 4, &err) == QSAE_OK && rows[0] != 0 && rows[4 * WIDTH - 1] != 0 && rows[4 * WIDTH] == 0);
     /* one site twice, and the logits */
-    qsae_capture three[3] = {{QSAE_RESID_POST, 1, rows, N_CTX}, {QSAE_RESID_POST, 1, again, N_CTX}, {QSAE_LOGITS, 0, rows + N_CTX * WIDTH, 20}};
+    qsae_capture three[3] = {{QSAE_RESID_POST, 1, rows, N_CTX}, {QSAE_RESID_POST, 1, again, N_CTX},
+        {QSAE_LOGITS, 0, rows + N_CTX * WIDTH, 20}};
     CHECK(qsae_set_captures(c, three, 3, NULL) == QSAE_OK && qsae_eval(c, IDS + 4, 20, NULL) == QSAE_OK);
     CHECK(memcmp(rows, again, 20 * WIDTH * sizeof(float)) == 0);
     CHECK(memcmp(rows + N_CTX * WIDTH + 19 * VOCAB, qsae_logits(c), VOCAB * sizeof(float)) == 0);
@@ -313,7 +341,8 @@ static int watch(void *user, const qsae_event *e, float *rows)
     if (e->ctx != t->ctx || e->width != qsae_site_width(model, e->site) || e->ld < e->width || !rows) t->bad++;
     if (!e->n_rows || e->pos < 0 || (size_t)e->pos + e->n_rows > N_CTX) return t->bad++, 1;
     /* within a pass, sites come in the order of the picture in qsae.h */
-    if (e->pos == t->last_pos && (layer < t->last_layer || (layer == t->last_layer && site <= t->last_site))) t->bad++;
+    if (e->pos == t->last_pos && (layer < t->last_layer || (layer == t->last_layer &&
+        site <= t->last_site))) t->bad++;
     t->last_layer = layer, t->last_site = site, t->last_pos = e->pos;
     for (size_t r = 0; r < e->n_rows; r++) {
         t->seen[layer][site][(size_t)e->pos + r]++;
@@ -423,7 +452,8 @@ static void check_cancel(void)
                 qsae_hook h = {watch, &t, 0x7f, 0, 0};
                 CHECK(qsae_ctx_rewind(c, 0, &err) == QSAE_OK && qsae_eval(c, IDS, 3, &err) == QSAE_OK);
                 CHECK(qsae_set_hook(c, &h, &err) == QSAE_OK);
-                snprintf(wanted, sizeof wanted, "the hook stopped at %s of layer %d", qsae_site_name((qsae_site)site), layer);
+                snprintf(wanted, sizeof wanted, "the hook stopped at %s of layer %d",
+                    qsae_site_name((qsae_site)site), layer);
                 FAILS(qsae_eval(c, IDS + 3, 11, &err), QSAE_E_CANCELLED, wanted);
                 CHECK(qsae_ctx_pos(c) == 3 && t.bad == 0);
                 CHECK(qsae_eval(c, IDS + 3, 11, NULL) == QSAE_E_CANCELLED);
@@ -476,6 +506,14 @@ static int nest(void *user, const qsae_event *e, float *rows)
     (void)e, (void)rows;
     if (n->depth++) return 0; /* a library that lets us in must not drown us */
     n->own_status = qsae_eval(n->own, IDS, 1, NULL);
+    qsae_batch b[2] = {{n->free, IDS, 1}, {n->own, IDS, 1}};
+    FAILS(qsae_eval_many(b, 2, &err), QSAE_E_STATE, "context 1 is in an eval");
+    FAILS(qsae_ctx_rewind(n->own, 0, &err), QSAE_E_STATE, "in an eval");
+    FAILS(qsae_ctx_copy(n->own, n->free, &err), QSAE_E_STATE, "in an eval");
+    FAILS(qsae_set_captures(n->own, NULL, 0, &err), QSAE_E_STATE, "in an eval");
+    FAILS(qsae_set_edits(n->own, NULL, 0, &err), QSAE_E_STATE, "in an eval");
+    FAILS(qsae_set_hook(n->own, NULL, &err), QSAE_E_STATE, "in an eval");
+    CHECK(qsae_ctx_pos(n->free) == 0);
     n->free_status = qsae_eval(n->free, IDS, 1, NULL);
     return 0;
 }
@@ -489,7 +527,7 @@ static void check_nested(void)
     memcpy(want, qsae_logits(n.own), sizeof want);
     CHECK(qsae_ctx_rewind(n.own, 0, &err) == QSAE_OK && qsae_set_hook(n.own, &h, &err) == QSAE_OK);
     CHECK(qsae_eval(n.own, IDS, 4, &err) == QSAE_OK);
-    CHECK(n.own_status == QSAE_E_STATE && n.free_status == QSAE_OK);
+    CHECK(n.own_status == QSAE_E_STATE && n.free_status == QSAE_OK && qsae_ctx_pos(n.free) == 1);
     CHECK(qsae_ctx_pos(n.own) == 4 && memcmp(qsae_logits(n.own), want, sizeof want) == 0);
     qsae_ctx_destroy(n.own);
     qsae_ctx_destroy(n.free);
@@ -552,7 +590,8 @@ static void check_vector_edits(qsae_ctx *c)
 static void check_feature_edits(qsae_ctx *c, const qsae_sae *narrow, const qsae_sae *deep)
 {
     qsae_edit good = qsae_edit_feature(sae, 59, QSAE_FEATURE_SET, 2), e;
-    CHECK(good.strength == 1 && good.value == 2 && good.sae == sae && good.feature == 59 && good.kind == QSAE_FEATURE_SET);
+    CHECK(good.strength == 1 && good.value == 2 && good.sae == sae && good.feature == 59 &&
+        good.kind == QSAE_FEATURE_SET);
     CHECK(good.pos_begin == 0 && good.pos_end == QSAE_END && !good.gate.sae && !good.gate.probe && !good.vector);
     CHECK(qsae_set_edits(c, &good, 1, &err) == QSAE_OK);
     BAD(e.sae = NULL, QSAE_E_ARG, "sae is NULL");
@@ -577,8 +616,10 @@ static void check_gates(qsae_ctx *c, const qsae_sae *narrow, const qsae_sae *dee
     CHECK(qsae_set_edits(c, &good, 1, &err) == QSAE_OK); /* at the same site: read first */
     BAD(e.gate.sae = sae, QSAE_E_ARG, "the gate has an SAE and a probe");
     BAD(e.gate.threshold = NAN, QSAE_E_NUM, "the gate's threshold is not finite");
-    BAD(e.gate.site = QSAE_MLP_INPUT, QSAE_E_ARG, "acts at resid_mid of layer 1, before its gate is read (mlp_input of 1)");
-    BAD((e.layer = 0, e.gate.site = QSAE_RESID_PRE), QSAE_E_ARG, "acts at resid_mid of layer 0, before its gate is read (resid_pre of 1)");
+    BAD(e.gate.site = QSAE_MLP_INPUT, QSAE_E_ARG,
+        "acts at resid_mid of layer 1, before its gate is read (mlp_input of 1)");
+    BAD((e.layer = 0, e.gate.site = QSAE_RESID_PRE), QSAE_E_ARG,
+        "acts at resid_mid of layer 0, before its gate is read (resid_pre of 1)");
     probe[23] = INFINITY;
     BAD((void)0, QSAE_E_NUM, "the gate's probe is not finite");
     probe[23] = 0;
@@ -672,6 +713,7 @@ int main(void)
     check_no_tokenizer();
     check_ctx_options();
     check_copy_rewind();
+    check_copy_goes_on();
     check_captures();
     check_hook();
     check_eval();

@@ -403,6 +403,27 @@ static void check_member_order(const subject *s)
     free(t.image);
 }
 
+/* What no single field of the other images can say. */
+static void check_special(const subject *s)
+{
+    static const tiny_shape three_heads = {1, 4, 3, 3, 2, 3, 5, 0, 0};
+    subject t = {NULL, 0, 0};
+    t.image = tiny_model(&three_heads, 1, &t.size);
+    qsae_model_record *r = (void *)(t.image + 64);
+    r->n_kv_heads = 2;
+    tiny_rehash(t.image);
+    refused(&t, 1, QSAE_E_FORMAT, "n_heads 3 is not a multiple of n_kv_heads 2", "heads do not divide");
+    free(t.image);
+    t.size = s->size + 64; /* a hole at the end that the header counts in */
+    t.image = tiny_alloc(t.size);
+    memset(t.image, 0, t.size);
+    memcpy(t.image, s->image, s->size);
+    tiny_header(t.image)->file_size = t.size;
+    tiny_rehash(t.image);
+    refused(&t, 1, QSAE_E_FORMAT, "data ends at byte", "a hole at the end");
+    free(t.image);
+}
+
 #define CASES(s, list) check_cases(s, list, sizeof(list) / sizeof *(list))
 
 static void check_other_kind(const subject *model, const subject *sae)
@@ -549,7 +570,8 @@ static void check_model_values(const subject *s, const subject *bf16)
         {"NaN in embed", 0, QSAE_ROLE_EMBED, 4, 3, NAN32, QSAE_E_NUM,
          "tensor embed (group 0): stored element 52 is not finite"},
         {"Inf in down", 1, QSAE_ROLE_DOWN, 0, 0, INF32, QSAE_E_NUM, "tensor down (group 1): stored element 0 "},
-        {"-Inf in a norm", 1, QSAE_ROLE_MLP_NORM, 0, 3, 0xff800000u, QSAE_E_NUM, "tensor mlp_norm (group 1): stored element 3 "},
+        {"-Inf in a norm", 1, QSAE_ROLE_MLP_NORM, 0, 3, 0xff800000u, QSAE_E_NUM,
+            "tensor mlp_norm (group 1): stored element 3 "},
         {"NaN in rope", 0, QSAE_ROLE_ROPE, 0, 0, NAN32, QSAE_E_NUM, "tensor rope"},
         {"padding of a vector", 1, QSAE_ROLE_Q_NORM, 0, 2, 0x3f800000u, QSAE_E_FORMAT, "q_norm (group 1): padding"},
         {"padding columns", 1, QSAE_ROLE_UP, 1, 4, 0x3f800000u, QSAE_E_FORMAT, "up (group 1): padding"},
@@ -559,7 +581,8 @@ static void check_model_values(const subject *s, const subject *bf16)
     static const value_case h16[] = {
         {"NaN in bf16", 2, QSAE_ROLE_GATE, 1, 2, NAN32, QSAE_E_NUM, "tensor gate (group 2): stored element"},
         {"Inf in bf16", 0, QSAE_ROLE_EMBED, 0, 0, INF32, QSAE_E_NUM, "tensor embed (group 0): stored element 0 "},
-        {"odd padding column of bf16", 0, QSAE_ROLE_EMBED, 0, 3, 0x3f800000u, QSAE_E_FORMAT, "embed (group 0): padding"},
+        {"odd padding column of bf16", 0, QSAE_ROLE_EMBED, 0, 3, 0x3f800000u, QSAE_E_FORMAT,
+            "embed (group 0): padding"},
         {"padding row of bf16", 0, QSAE_ROLE_EMBED, 4, 0, 0x3f800000u, QSAE_E_FORMAT, "embed (group 0): padding"},
     };
     check_values(s, f32, sizeof f32 / sizeof *f32);
@@ -569,7 +592,8 @@ static void check_model_values(const subject *s, const subject *bf16)
 static void check_sae_values(const subject *jump, const subject *gated)
 {
     static const value_case a[] = {
-        {"theta negative", 1, QSAE_ROLE_THETA, 0, 5, 0xbf800000u, QSAE_E_FORMAT, "tensor theta (group 1): element 5 is -1"},
+        {"theta negative", 1, QSAE_ROLE_THETA, 0, 5, 0xbf800000u, QSAE_E_FORMAT,
+            "tensor theta (group 1): element 5 is -1"},
         {"theta NaN", 1, QSAE_ROLE_THETA, 0, 2, NAN32, QSAE_E_NUM, "tensor theta (group 1): stored element 2 "},
         {"NaN in enc", 1, QSAE_ROLE_ENC, 5, 3, NAN32, QSAE_E_NUM, "tensor enc (group 1): stored element"},
         {"padding of a row", 1, QSAE_ROLE_DEC, 2, 4, 1, QSAE_E_FORMAT, "tensor dec (group 1): padding"},
@@ -578,7 +602,8 @@ static void check_sae_values(const subject *jump, const subject *gated)
     static const value_case b[] = {
         {"mag_scale 0", 1, QSAE_ROLE_MAG_SCALE, 0, 4, 0, QSAE_E_FORMAT, "tensor mag_scale (group 1): element 4 is 0"},
         {"mag_scale negative", 1, QSAE_ROLE_MAG_SCALE, 0, 0, 0xc0000000u, QSAE_E_FORMAT, "element 0 is -2"},
-        {"mag_bias Inf", 1, QSAE_ROLE_MAG_BIAS, 0, 1, INF32, QSAE_E_NUM, "tensor mag_bias (group 1): stored element 1 "},
+        {"mag_bias Inf", 1, QSAE_ROLE_MAG_BIAS, 0, 1, INF32, QSAE_E_NUM,
+            "tensor mag_bias (group 1): stored element 1 "},
     };
     check_values(jump, a, sizeof a / sizeof *a);
     check_values(gated, b, sizeof b / sizeof *b);
@@ -732,6 +757,52 @@ static void check_modes(const subject *s)
     remove(in_folder("model"));
 }
 
+/* ---- a real file: the toy model, if it was built ---- */
+
+static uint8_t *read_whole(const char *path, size_t *size)
+{
+    FILE *f = fopen(path, "rb");
+    if (!f) return NULL;
+    CHECK(fseek(f, 0, SEEK_END) == 0);
+    *size = (size_t)ftell(f);
+    rewind(f);
+    uint8_t *data = tiny_alloc(*size);
+    CHECK(fread(data, 1, *size, f) == *size);
+    fclose(f);
+    return data;
+}
+
+/* Too large for every byte: every byte of the tables against their checksum, some hundred of the data. */
+static void check_toy(const char *path, int is_sae)
+{
+    subject s = {NULL, 0, is_sae};
+    void *object;
+    qsae_error e;
+    s.image = read_whole(path, &s.size);
+    if (!s.image) return;
+    if (!CHECK(open_image(&s, 1, &object, &e) == QSAE_OK)) return;
+    close_object(&s, object);
+    size_t tables = 64 + (size_t)tiny_header(s.image)->index_size;
+    uint64_t seed = 6;
+    long accepted = 0, cut = 0;
+    for (size_t n = 0; n < tables; n++) {
+        s.image[n] ^= 0x20;
+        if (open_image(&s, 0, &object, &e) == QSAE_OK) accepted++, close_object(&s, object);
+        s.image[n] ^= 0x20;
+    }
+    for (int i = 0; i < 150; i++) {
+        size_t at = (size_t)((tiny_uniform(&seed) + 1) / 2 * (double)s.size) % s.size;
+        uint8_t bit = (uint8_t)(1u << (i % 8));
+        s.image[at] ^= bit;
+        if (open_image(&s, 1, &object, &e) == QSAE_OK) accepted++, close_object(&s, object);
+        s.image[at] ^= bit;
+        subject t = {s.image, i % 2 ? at : at % (2 * tables), is_sae};
+        if (open_image(&t, 0, &object, &e) != QSAE_E_TRUNC) cut++;
+    }
+    CHECK(accepted == 0 && cut == 0);
+    free(s.image);
+}
+
 /* ---- sizes ---- */
 
 static void check_tensor_bytes(void)
@@ -812,6 +883,7 @@ int main(int argc, char **argv)
     CASES(&model, TENSOR_CASES);
     CASES(&jump, SAE_CASES);
     CASES(&suite, SUITE_CASES);
+    check_special(&model);
     check_member_order(&suite);
     check_other_kind(&model, &jump);
     check_meta(&model, 4, 0);
@@ -824,6 +896,11 @@ int main(int argc, char **argv)
     check_magics();
     check_paths(&model);
     check_modes(&model);
+    char path[600];
+    snprintf(path, sizeof path, "%s/toy.qsae", build);
+    check_toy(path, 0);
+    snprintf(path, sizeof path, "%s/toy-sae.qsae", build);
+    check_toy(path, 1);
     check_tensor_bytes();
     check_hash();
     for (size_t i = 0; i < 5; i++) free(all[i]->image);

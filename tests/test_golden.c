@@ -15,8 +15,8 @@
 #include <math.h>
 #include <stdlib.h>
 
-#define GOLDEN "tests/golden/"
-#define BOUND 2e-5       /* max abs error over the rms of the golden tensor */
+#define GOLDEN      "tests/golden/"
+#define BOUND       2e-5 /* max abs error over the rms of the golden tensor */
 #define VALUE_BOUND 1e-5 /* of a feature, relative */
 
 enum { N_SITES = QSAE_SITE_COUNT, MAX_SAES = 32 };
@@ -108,7 +108,8 @@ static int32_t *ints(const st_file *f, const char *name, size_t *n)
     int32_t *x = must(malloc(*n * 4 + 4));
     for (size_t i = 0; i < *n; i++) {
         const unsigned char *b = t->data + 4 * i;
-        x[i] = (int32_t)(b[0] | (uint32_t)b[1] << 8 | (uint32_t)b[2] << 16 | (uint32_t)b[3] << 24);
+        x[i] = (int32_t)(b[0] | (uint32_t)b[1] << 8 | (uint32_t)b[2] << 16 |
+                         (uint32_t)b[3] << 24);
     }
     return x;
 }
@@ -127,8 +128,8 @@ static double error_of(const float *got, const float *want, size_t n)
 }
 
 /* Rows `rows` of got [., width] against the golden tensor. */
-static void check_rows(const st_file *f, const char *name, const float *got, size_t width,
-                       const int32_t *rows, size_t n_rows, double *worst)
+static void check_rows(const st_file *f, const char *name, const float *got,
+                       size_t width, const int32_t *rows, size_t n_rows, double *worst)
 {
     size_t n;
     float *want = floats(f, name, &n), *picked = must(malloc(n_rows * width * 4 + 4));
@@ -189,7 +190,8 @@ typedef struct way {
     size_t piece;           /* tokens of each eval, 0: all */
 } way;
 
-static const way ways[] = {{64, 1, 0}, {16, 1, 0}, {3, 2, 16}, {1, 3, 0}, {64, 2, 1}, {512, 8, 0}, {7, 1, 13}};
+static const way ways[] = {{64, 1, 0}, {16, 1, 0},  {3, 2, 16}, {1, 3, 0},
+                           {64, 2, 1}, {512, 8, 0}, {7, 1, 13}};
 enum { N_WAYS = (int)(sizeof ways / sizeof ways[0]) };
 
 typedef struct result { /* every site of every layer, then the logits */
@@ -207,7 +209,8 @@ static result new_result(const qsae_model *m, size_t n)
     r.tensor = must(calloc(r.count, sizeof *r.tensor));
     r.width = must(calloc(r.count, sizeof *r.width));
     for (size_t i = 0; i < r.count; i++) {
-        r.width[i] = qsae_site_width(m, i + 1 == r.count ? QSAE_LOGITS : (qsae_site)(i % N_SITES));
+        r.width[i] = qsae_site_width(m, i + 1 == r.count ? QSAE_LOGITS
+                                                         : (qsae_site)(i % N_SITES));
         r.tensor[i] = must(calloc(n * r.width[i] + 1, sizeof(float)));
     }
     return r;
@@ -225,7 +228,8 @@ static int same(const result *a, const result *b)
 {
     int ok = a->count == b->count && a->n == b->n;
     for (size_t i = 0; ok && i < a->count; i++)
-        ok = memcmp(a->tensor[i], b->tensor[i], a->n * a->width[i] * sizeof(float)) == 0;
+        ok =
+            memcmp(a->tensor[i], b->tensor[i], a->n * a->width[i] * sizeof(float)) == 0;
     return ok;
 }
 
@@ -258,12 +262,14 @@ static int evaluate(const qsae_model *m, const int32_t *ids, size_t n, const way
             list[i].rows = r->tensor[i] + done * r->width[i];
             list[i].max_rows = part;
         }
-        ok = qsae_set_captures(c, list, r->count, &e) == QSAE_OK && qsae_eval(c, ids + done, part, &e) == QSAE_OK;
+        ok = qsae_set_captures(c, list, r->count, &e) == QSAE_OK &&
+             qsae_eval(c, ids + done, part, &e) == QSAE_OK;
         done += part;
     }
     /* the logits of the last token are also there without a capture */
     if (ok)
-        ok = CHECK(memcmp(qsae_logits(c), r->tensor[r->count - 1] + (n - 1) * r->width[r->count - 1],
+        ok = CHECK(memcmp(qsae_logits(c),
+                          r->tensor[r->count - 1] + (n - 1) * r->width[r->count - 1],
                           r->width[r->count - 1] * sizeof(float)) == 0);
     else
         check_named(0, "evaluate", e.text, e.status);
@@ -297,7 +303,8 @@ static qsae_sae *open_sae(const char *path, int isa)
 }
 
 /* All ways on all instruction sets; *first, already made, receives the result. */
-static void all_ways(const char *path, const char *name, const int32_t *ids, size_t n, result *first)
+static void all_ways(const char *path, const char *name, const int32_t *ids, size_t n,
+                     result *first)
 {
     int have = 0;
     for (int isa = QSAE_ISA_SCALAR; isa < QSAE_ISA_COUNT; isa++) {
@@ -310,7 +317,8 @@ static void all_ways(const char *path, const char *name, const int32_t *ids, siz
             result r = new_result(m, n);
             if (evaluate(m, ids, n, &ways[i], NULL, 0, have ? &r : first)) {
                 if (have)
-                    check_named(same(first, &r), "the same bits in every way", join(name, " ", qsae_isa_name((qsae_isa)isa)), i);
+                    check_named(same(first, &r), "the same bits in every way",
+                                join(name, " ", qsae_isa_name((qsae_isa)isa)), i);
                 have = 1;
             }
             free_result(&r);
@@ -337,7 +345,8 @@ static void test_model(const char *name)
             if (i + 1 == r.count)
                 snprintf(key, sizeof key, "logits");
             else
-                snprintf(key, sizeof key, "layers.%d.%s", (int)(i / N_SITES), qsae_site_name((qsae_site)(i % N_SITES)));
+                snprintf(key, sizeof key, "layers.%d.%s", (int)(i / N_SITES),
+                         qsae_site_name((qsae_site)(i % N_SITES)));
             check_rows(f, key, r.tensor[i], r.width[i], rows, n_rows, &worst);
         }
         check_bits(name, hash_result(&r));
@@ -367,11 +376,13 @@ static void free_sparse(sparse *s)
 }
 
 /* Encodes and decodes x in pieces of `piece` rows. */
-static int encode_decode(const qsae_sae *sae, const float *x, size_t n, size_t piece, int threads, sparse *out)
+static int encode_decode(const qsae_sae *sae, const float *x, size_t n, size_t piece,
+                         int threads, sparse *out)
 {
     qsae_sae_info info;
     qsae_sae_get_info(sae, &info);
-    size_t d_in = (size_t)info.d_in, d_out = (size_t)info.d_out, cap = n * (size_t)info.d_sae;
+    size_t d_in = (size_t)info.d_in, d_out = (size_t)info.d_out,
+           cap = n * (size_t)info.d_sae;
     memset(out, 0, sizeof *out);
     out->rows.start = must(calloc(n + 1, sizeof(size_t)));
     out->rows.index = must(malloc(cap * sizeof(uint32_t)));
@@ -385,10 +396,13 @@ static int encode_decode(const qsae_sae *sae, const float *x, size_t n, size_t p
         size_t part = piece < n - done ? piece : n - done, at = out->rows.start[done];
         size_t size = qsae_sae_scratch_size(sae, part);
         void *scratch = must(malloc(size + 1));
-        qsae_rows part_rows = {0, start, out->rows.index + at, out->rows.value + at, cap - at};
-        ok = qsae_sae_encode(sae, x + done * d_in, part, 0, &part_rows, scratch, size, threads, &e) == QSAE_OK &&
+        qsae_rows part_rows = {0, start, out->rows.index + at, out->rows.value + at,
+                               cap - at};
+        ok = qsae_sae_encode(sae, x + done * d_in, part, 0, &part_rows, scratch, size,
+                             threads, &e) == QSAE_OK &&
              part_rows.n_rows == part &&
-             qsae_sae_decode(sae, &part_rows, x + done * d_in, 0, out->y + done * d_out, scratch, size, threads, &e) == QSAE_OK;
+             qsae_sae_decode(sae, &part_rows, x + done * d_in, 0, out->y + done * d_out,
+                             scratch, size, threads, &e) == QSAE_OK;
         for (size_t i = 0; ok && i <= part; i++)
             out->rows.start[done + i] = at + start[i];
         free(scratch);
@@ -401,23 +415,27 @@ static int encode_decode(const qsae_sae *sae, const float *x, size_t n, size_t p
 static int same_sparse(const sparse *a, const sparse *b)
 {
     size_t n = a->rows.n_rows;
-    if (n != b->rows.n_rows || memcmp(a->rows.start, b->rows.start, (n + 1) * sizeof(size_t)) != 0)
+    if (n != b->rows.n_rows ||
+        memcmp(a->rows.start, b->rows.start, (n + 1) * sizeof(size_t)) != 0)
         return 0;
     size_t total = a->rows.start[n];
     return memcmp(a->rows.index, b->rows.index, total * sizeof(uint32_t)) == 0 &&
-           memcmp(a->rows.value, b->rows.value, total * sizeof(float)) == 0 && a->n_y == b->n_y &&
-           memcmp(a->y, b->y, a->n_y * sizeof(float)) == 0;
+           memcmp(a->rows.value, b->rows.value, total * sizeof(float)) == 0 &&
+           a->n_y == b->n_y && memcmp(a->y, b->y, a->n_y * sizeof(float)) == 0;
 }
 
 /* The SAE against golden tensors <prefix>x, start, index, y, and the values by SAELens in
  * float32 (value) and in float64 (exact): a value may be near either. */
-static void check_sae(const char *path, const char *name, const st_file *f, const char *prefix)
+static void check_sae(const char *path, const char *name, const st_file *f,
+                      const char *prefix)
 {
     size_t nx, ny, n_start, n_index, n_value, n_exact;
-    float *x = floats(f, join(prefix, "x", ""), &nx), *y = floats(f, join(prefix, "y", ""), &ny);
+    float *x = floats(f, join(prefix, "x", ""), &nx),
+          *y = floats(f, join(prefix, "y", ""), &ny);
     float *value = floats(f, join(prefix, "value", ""), &n_value);
     float *exact = floats(f, join(prefix, "exact", ""), &n_exact);
-    int32_t *start = ints(f, join(prefix, "start", ""), &n_start), *index = ints(f, join(prefix, "index", ""), &n_index);
+    int32_t *start = ints(f, join(prefix, "start", ""), &n_start),
+            *index = ints(f, join(prefix, "index", ""), &n_index);
     sparse first = {{0, NULL, NULL, NULL, 0}, NULL, 0};
     int have = 0;
     for (int isa = QSAE_ISA_SCALAR; isa < QSAE_ISA_COUNT && n_start > 1; isa++) {
@@ -432,7 +450,8 @@ static void check_sae(const char *path, const char *name, const st_file *f, cons
             sparse s;
             int ok = encode_decode(sae, x, n, pieces[i] < n ? pieces[i] : n, 1 + i, &s);
             if (ok && have)
-                check_named(same_sparse(&first, &s), "the same features in every way", name, i);
+                check_named(same_sparse(&first, &s), "the same features in every way",
+                            name, i);
             if (ok && !have) {
                 first = s;
                 have = 1;
@@ -442,7 +461,8 @@ static void check_sae(const char *path, const char *name, const st_file *f, cons
         }
         qsae_sae_close(sae);
     }
-    int equal = have && first.rows.start[n_start - 1] == n_index && n_index == n_value && n_index == n_exact && n_index > 0;
+    int equal = have && first.rows.start[n_start - 1] == n_index &&
+                n_index == n_value && n_index == n_exact && n_index > 0;
     for (size_t i = 0; equal && i < n_start; i++)
         equal = first.rows.start[i] == (size_t)start[i];
     for (size_t i = 0; equal && i < n_index; i++)
@@ -460,7 +480,8 @@ static void check_sae(const char *path, const char *name, const st_file *f, cons
         check_named(worst <= VALUE_BOUND, "values within 1e-5 of SAELens", name, worst);
         double e = first.n_y == ny ? error_of(first.y, y, ny) : INFINITY;
         check_named(e <= BOUND, "the reconstruction of SAELens", name, e);
-        check_bits(name, hash_floats(hash_floats(HASH_START, first.rows.value, n_value), first.y, ny));
+        check_bits(name, hash_floats(hash_floats(HASH_START, first.rows.value, n_value),
+                                     first.y, ny));
         printf("%s: worst value %.1e, reconstruction %.1e rms\n", name, worst, e);
     }
     if (have)
@@ -473,8 +494,10 @@ static void check_sae(const char *path, const char *name, const st_file *f, cons
     free(index);
 }
 
-static const char *const sae_names[] = {"standard", "jumprelu", "jumprelu_const", "jumprelu_bf16", "topk", "topk_rescale", "gated", "gated_ln",
-                                        "batchtopk", "hook_z", "transcoder", "skip_transcoder"};
+static const char *const sae_names[] = {
+    "standard",  "jumprelu",     "jumprelu_const", "jumprelu_bf16",
+    "topk",      "topk_rescale", "gated",          "gated_ln",
+    "batchtopk", "hook_z",       "transcoder",     "skip_transcoder"};
 enum { N_SAES = (int)(sizeof sae_names / sizeof sae_names[0]) };
 
 static void test_saes(void)
@@ -482,7 +505,8 @@ static void test_saes(void)
     for (int i = 0; i < N_SAES; i++) {
         st_file *f = open_golden(join(GOLDEN "saes/", sae_names[i], ".safetensors"));
         if (f)
-            check_sae(convert(join(GOLDEN "saes/", sae_names[i], ""), sae_names[i]), sae_names[i], f, "");
+            check_sae(convert(join(GOLDEN "saes/", sae_names[i], ""), sae_names[i]),
+                      sae_names[i], f, "");
         st_close(f);
     }
 }
@@ -502,9 +526,11 @@ static int kind_of(const char *op)
     static const struct {
         const char *op;
         qsae_edit_kind kind;
-    } kinds[] = {{"add", QSAE_FEATURE_ADD},         {"set", QSAE_FEATURE_SET},         {"scale", QSAE_FEATURE_SCALE},
-                 {"min", QSAE_FEATURE_MIN},         {"max", QSAE_FEATURE_MAX},         {"add_vector", QSAE_ADD},
-                 {"project_out", QSAE_PROJECT_OUT}, {"replace", QSAE_REPLACE},         {"sae_replace", QSAE_SAE_REPLACE}};
+    } kinds[] = {{"add", QSAE_FEATURE_ADD},         {"set", QSAE_FEATURE_SET},
+                 {"scale", QSAE_FEATURE_SCALE},     {"min", QSAE_FEATURE_MIN},
+                 {"max", QSAE_FEATURE_MAX},         {"add_vector", QSAE_ADD},
+                 {"project_out", QSAE_PROJECT_OUT}, {"replace", QSAE_REPLACE},
+                 {"sae_replace", QSAE_SAE_REPLACE}};
     for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
         if (strcmp(op, kinds[i].op) == 0)
             return (int)kinds[i].kind;
@@ -520,8 +546,9 @@ static const qsae_sae *sae_called(qsae_sae *const *saes, const char *name)
 }
 
 /* One case: its edits, evaluated as a prompt at once, a token at a time, and both. */
-static void check_case(const st_file *f, const qsae_model *m, qsae_sae *const *saes, const case_line *lines, int n_lines,
-                       const result *plain, double *worst)
+static void check_case(const st_file *f, const qsae_model *m, qsae_sae *const *saes,
+                       const case_line *lines, int n_lines, const result *plain,
+                       double *worst)
 {
     qsae_edit edits[8];
     float *vectors[8] = {NULL};
@@ -553,11 +580,13 @@ static void check_case(const st_file *f, const qsae_model *m, qsae_sae *const *s
     static const way edit_ways[] = {{64, 1, 0}, {64, 1, 1}, {16, 2, 24}};
     result first = new_result(m, n), other = new_result(m, n);
     if (evaluate(m, ids, n, &edit_ways[0], edits, (size_t)n_lines, &first)) {
-        check_rows(f, name, first.tensor[first.count - 1], first.width[first.count - 1], rows, n_rows, worst);
+        check_rows(f, name, first.tensor[first.count - 1], first.width[first.count - 1],
+                   rows, n_rows, worst);
         CHECK(!same(&first, plain));
         for (int i = 1; i < 3; i++)
             if (evaluate(m, ids, n, &edit_ways[i], edits, (size_t)n_lines, &other))
-                check_named(same(&first, &other), "an edit acts the same token by token", name, i);
+                check_named(same(&first, &other),
+                            "an edit acts the same token by token", name, i);
         check_bits(join("edit-", name, ""), hash_result(&first));
     }
     free_result(&first);
@@ -577,7 +606,9 @@ static void test_edits(void)
     qsae_model *m = open_model(model_path, QSAE_ISA_AUTO);
     qsae_sae *saes[MAX_SAES] = {NULL};
     for (int i = 0; i < N_SAES; i++)
-        saes[i] = open_sae(convert(join(GOLDEN "saes/", sae_names[i], ""), sae_names[i]), QSAE_ISA_AUTO);
+        saes[i] =
+            open_sae(convert(join(GOLDEN "saes/", sae_names[i], ""), sae_names[i]),
+                     QSAE_ISA_AUTO);
     if (CHECK(f && text && m)) {
         size_t n;
         int32_t *ids = ints(f, "tokens", &n);
@@ -587,8 +618,10 @@ static void test_edits(void)
         int n_lines = 0, more = 1, cases = 0;
         double worst = 0;
         while (more) {
-            more = fscanf(text, "%d %31s %31s %u %31s %d %f %f %d %d %31s %u %f %31s", &l.number, l.op, l.sae, &l.feature, l.site, &l.layer,
-                          &l.value, &l.strength, &l.begin, &l.end, l.gate, &l.gate_feature, &l.threshold, l.vector) == 14;
+            more = fscanf(text, "%d %31s %31s %u %31s %d %f %f %d %d %31s %u %f %31s",
+                          &l.number, l.op, l.sae, &l.feature, l.site, &l.layer,
+                          &l.value, &l.strength, &l.begin, &l.end, l.gate,
+                          &l.gate_feature, &l.threshold, l.vector) == 14;
             if (n_lines && (!more || l.number != lines[0].number)) {
                 check_case(f, m, saes, lines, n_lines, &plain, &worst);
                 n_lines = 0;
@@ -613,19 +646,23 @@ static void test_edits(void)
 /* ----------------------------------------------------------------------------------- toy */
 
 /* The prompt as chat tokens, its logits, one site of each layer; and the features of the toy's SAE. */
-static void test_toy_prompt(const st_file *f, const char *path, const qsae_model *m, int number)
+static void test_toy_prompt(const st_file *f, const char *path, const qsae_model *m,
+                            int number)
 {
     char prefix[16];
     snprintf(prefix, sizeof prefix, "%d.", number);
     size_t n, n_rows, n_ids = 0;
-    int32_t *ids = ints(f, join(prefix, "tokens", ""), &n), *rows = ints(f, join(prefix, "rows", ""), &n_rows);
+    int32_t *ids = ints(f, join(prefix, "tokens", ""), &n),
+            *rows = ints(f, join(prefix, "rows", ""), &n_rows);
     const st_tensor *ask = find(f, join(prefix, "ask", ""));
     int32_t *own = must(calloc(n + 1, sizeof *own));
     qsae_error e = {QSAE_OK, 0, ""};
     if (ask) {
         qsae_message message = {"user", (const char *)ask->data, (size_t)ask->n};
         qsae_status st = qsae_chat_tokens(m, &message, 1, 0, own, n, &n_ids, &e);
-        check_named(st == QSAE_OK && n_ids == n && memcmp(own, ids, n * sizeof *ids) == 0, "the tokens of the chat", e.text, (double)n_ids);
+        check_named(st == QSAE_OK && n_ids == n &&
+                        memcmp(own, ids, n * sizeof *ids) == 0,
+                    "the tokens of the chat", e.text, (double)n_ids);
     }
     free(own);
     result r = new_result(m, n);
@@ -639,7 +676,8 @@ static void test_toy_prompt(const st_file *f, const char *path, const qsae_model
         if (i + 1 == r.count)
             snprintf(key, sizeof key, "%slogits", prefix);
         else
-            snprintf(key, sizeof key, "%slayers.%d.%s", prefix, (int)(i / N_SITES), qsae_site_name((qsae_site)(i % N_SITES)));
+            snprintf(key, sizeof key, "%slayers.%d.%s", prefix, (int)(i / N_SITES),
+                     qsae_site_name((qsae_site)(i % N_SITES)));
         if (st_find(f, key)) {
             check_rows(f, key, r.tensor[i], r.width[i], rows, n_rows, &worst);
             found++;

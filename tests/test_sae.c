@@ -296,7 +296,8 @@ static void check_ties(qsae_isa isa)
     static const uint32_t equal[] = {2, 5, 6, 9};
     for (uint32_t i = 0; i < 12; i++) {
         int one_of = i == 2 || i == 5 || i == 6 || i == 9;
-        for (uint32_t j = 0; j < 24; j++) tiny_poke(image, 1, QSAE_ROLE_ENC, i, j, one_of ? 0.25f * (float)(j % 3) : 0.01f);
+        for (uint32_t j = 0; j < 24; j++) tiny_poke(image, 1, QSAE_ROLE_ENC, i, j,
+            one_of ? 0.25f * (float)(j % 3) : 0.01f);
         tiny_poke(image, 1, QSAE_ROLE_B_ENC, 0, i, one_of ? 0.5f : -1.0f);
     }
     tiny_rehash(image);
@@ -636,17 +637,21 @@ static void check_selection(void)
     memcpy(r[3].name, "b\0\0\0", 4);
     tiny_rehash(image);
     const qsae_site post = QSAE_RESID_POST;
-    check_choice(image, size, choose(QSAE_SELECT_ONLY, 0, post, 0, NULL), -1, "the file holds 4 SAEs (first: resid_post layer 0, tiny)");
+    check_choice(image, size, choose(QSAE_SELECT_ONLY, 0, post, 0, NULL), -1,
+        "the file holds 4 SAEs (first: resid_post layer 0, tiny)");
     for (int32_t i = 0; i < 4; i++)
-        check_choice(image, size, choose(QSAE_SELECT_INDEX, i, post, 9, "x"), i, i == 2 ? "a" : i == 3 ? "b" : "tiny");
+        check_choice(image, size, choose(QSAE_SELECT_INDEX, i, post, 9, "x"), i,
+            i == 2 ? "a" : i == 3 ? "b" : "tiny");
     check_choice(image, size, choose(QSAE_SELECT_INDEX, 4, post, 0, NULL), -1, "SAE index 4, the file holds 4");
     check_choice(image, size, choose(QSAE_SELECT_INDEX, -1, post, 0, NULL), -1, "SAE index -1, the file holds 4");
     check_choice(image, size, choose(QSAE_SELECT_SITE, 0, post, 0, NULL), 0, "tiny");
     check_choice(image, size, choose(QSAE_SELECT_SITE, 0, QSAE_MLP_OUT, 1, NULL), 1, "tiny");
     check_choice(image, size, choose(QSAE_SELECT_SITE, 0, post, 1, "a"), 2, "a");
     check_choice(image, size, choose(QSAE_SELECT_SITE, 0, post, 1, "b"), 3, "b");
-    check_choice(image, size, choose(QSAE_SELECT_SITE, 0, post, 1, NULL), -1, "2 of 4 SAEs read resid_post of layer 1: name one");
-    check_choice(image, size, choose(QSAE_SELECT_SITE, 0, post, 1, "c"), -1, "0 of 4 SAEs read resid_post of layer 1 and are called c");
+    check_choice(image, size, choose(QSAE_SELECT_SITE, 0, post, 1, NULL), -1,
+        "2 of 4 SAEs read resid_post of layer 1: name one");
+    check_choice(image, size, choose(QSAE_SELECT_SITE, 0, post, 1, "c"), -1,
+        "0 of 4 SAEs read resid_post of layer 1 and are called c");
     check_choice(image, size, choose(QSAE_SELECT_SITE, 0, post, 2, NULL), -1, "0 of 4");
     check_choice(image, size, choose(QSAE_SELECT_SITE, 0, post, -1, NULL), -1, "0 of 4");
     check_choice(image, size, choose(QSAE_SELECT_SITE, 0, QSAE_LOGITS, 0, NULL), -1, "not valid");

@@ -562,8 +562,8 @@ static void test_signals(void)
     }
 }
 
-/* R4: a file that is cut off while it is mapped. `ours` is 0 where the program came with a
- * handler for that signal, as under AddressSanitizer. */
+/* R4: a file that is cut off while it is mapped. `ours` is 0 where the program came
+ * with a handler for that signal, as under AddressSanitizer. */
 static void test_cut_off(int ours)
 {
     static char zeros[65536];

@@ -156,6 +156,11 @@ static uint64_t support(const float *x, qsae_sample_options o)
 static void check_filters(void)
 {
     float x[N];
+    for (int i = 0; i < N; i++) x[i] = -INFINITY;
+    x[8] = x[9] = x[30] = x[31] = 1; /* exactly a quarter each */
+    CHECK(support(x, options(1, 0, 0.25f, 0, 1)) == 1ull << 8);
+    CHECK(support(x, options(1, 0, 0.5f, 0, 1)) == (1ull << 8 | 1ull << 9));
+    CHECK(support(x, options(1, 0, 0.50001f, 0, 1)) == (1ull << 8 | 1ull << 9 | 1ull << 30));
     for (int i = 0; i < N; i++) x[i] = -20;
     x[3] = x[17] = x[21] = x[39] = 0; /* four of a quarter each; the rest is below rounding */
     CHECK(support(x, options(1, 4, 0, 0, 1)) == (1ull << 3 | 1ull << 17 | 1ull << 21 | 1ull << 39));
