@@ -1704,10 +1704,12 @@ static qsae_status qs_check_header(const qsae_file_header *h, size_t size, qsae_
                        (unsigned long long)h->file_size);
     if (h->kind != QSAE_KIND_MODEL && h->kind != QSAE_KIND_SAE)
         return qs_fail(err, QSAE_E_UNSUP, 24, "file kind is %u, expected 1 (model) or 2 (SAE)", h->kind);
-    if (h->n_records < 1 || h->n_records > (h->kind == QSAE_KIND_MODEL ? 1 : QS_MAX_SAES))
-        return qs_fail(err, QSAE_E_FORMAT, 28, "n_records is %u", h->n_records);
+    uint32_t most = h->kind == QSAE_KIND_MODEL ? 1 : QS_MAX_SAES;
+    if (h->n_records < 1 || h->n_records > most)
+        return qs_fail(err, QSAE_E_FORMAT, 28, "n_records is %u, must be 1..%u", h->n_records, most);
     if (h->n_tensors < 1 || h->n_tensors > QS_MAX_TENSORS)
-        return qs_fail(err, QSAE_E_LIMIT, 32, "n_tensors is %u, at most %u", h->n_tensors, QS_MAX_TENSORS);
+        return qs_fail(err, h->n_tensors ? QSAE_E_LIMIT : QSAE_E_FORMAT, 32, "n_tensors is %u, must be 1..%u",
+                       h->n_tensors, QS_MAX_TENSORS);
     if (h->zero0 || h->zero1) return qs_fail(err, QSAE_E_FORMAT, 36, "a reserved header field is not 0");
     uint64_t index = (uint64_t)256 * h->n_records + (uint64_t)64 * h->n_tensors;
     if (h->index_size != index)

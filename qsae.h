@@ -301,7 +301,7 @@ typedef struct qsae_sae_info {
     qsae_norm norm;
     int32_t has_skip;          /* a skip connection: decode needs the input */
     int32_t is_transcoder;     /* written site differs from the read one */
-    const char *weight_type;   /* "f32" or "bf16" */
+    const char *weight_type;   /* "f32", "bf16", or "mixed" */
     int32_t index, n_members;  /* place in the file, SAEs in the file */
     qsae_isa isa;
     uint64_t file_size;
@@ -342,7 +342,8 @@ QSAE_API qsae_status qsae_sae_encode(const qsae_sae *sae, const float *x, size_t
                                      int n_threads, qsae_error *err);
 
 /* Sparse features to dense rows: y = unnorm(b_dec + sum f_i d_i) [+ skip x], indices ascending.
- *   x   [n, d_in] inputs, ld apart (0 means d_in): needed if has_skip or norm != NONE, else may be NULL
+ *   x   [n, d_in] inputs, ld apart (0 means d_in): needed if has_skip, or if norm != NONE and it is no
+ *       transcoder (a transcoder's output is in its own scale: unnorm does nothing); else may be NULL
  *   y   [n, d_out]
  * Returns QSAE_OK; ARG for an index out of range, not ascending, or a missing x; NUM. Allocates: nothing. */
 QSAE_API qsae_status qsae_sae_decode(const qsae_sae *sae, const qsae_rows *in, const float *x, size_t ld,

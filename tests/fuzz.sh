@@ -12,7 +12,7 @@ for target in "$@"; do
     seeds=tests/corpus/${name#fuzz_}
     [ -d "$seeds" ] || seeds=
     # A limit on the input's size and on memory; a slow input is a find as well.
-    if "$target" -max_total_time="$FUZZ_SECONDS" -max_len=4096 -timeout=10 -rss_limit_mb=2048 \
+    if "$target" -max_total_time="$FUZZ_SECONDS" -max_len=16384 -timeout=120 -rss_limit_mb=2048 \
         -artifact_prefix="$work/$name-" "$work/$name" $seeds > "$work/$name.log" 2>&1; then
         ok
         tail -n 1 "$work/$name.log" | sed "s/^/$name: /"

@@ -1,5 +1,4 @@
-/* Fuzz target of the JSON reader: no input crashes it, and what it reads is consistent.
- * With -DFUZZ_MAIN a program of its own that replays the files given as arguments. */
+/* Fuzz target of the JSON reader: no input crashes it, and what it reads is consistent. */
 
 #include <stdint.h>
 #include <stdio.h>
@@ -50,24 +49,3 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     json_free(d);
     return 0;
 }
-
-#ifdef FUZZ_MAIN
-int main(int argc, char **argv)
-{
-    for (int i = 1; i < argc; i++) {
-        FILE *f = fopen(argv[i], "rb");
-        static uint8_t data[1 << 20];
-        size_t n = f ? fread(data, 1, sizeof data, f) : 0;
-        uint8_t *copy =
-            malloc(n ? n : 1); /* of exactly this size, for the sanitizers */
-        if (!f || !copy)
-            return 1;
-        fclose(f);
-        memcpy(copy, data, n);
-        LLVMFuzzerTestOneInput(copy, n);
-        free(copy);
-    }
-    printf("%d files replayed\n", argc - 1);
-    return 0;
-}
-#endif

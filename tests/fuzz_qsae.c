@@ -1,7 +1,6 @@
 /* Fuzz target: any bytes as a .qsae file, opened as a model and as SAEs, with and without verify, as they are and
  * with their checksums made right, so that a change of any field gets past the door. What opens is used a little:
- * a model evaluates with an SAE's edits on it, an SAE encodes and decodes. fuzz_model.c and fuzz_sae.c patch
- * images that are built in; this target's seeds are whole files.
+ * a model evaluates with an SAE's edits on it, an SAE encodes and decodes.
  *
  * With -DFUZZ_MAIN a program of its own: replays the files given, or writes the seeds:
  *     fuzz_qsae FILE...        fuzz_qsae --seeds FOLDER */

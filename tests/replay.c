@@ -1,6 +1,6 @@
 /* Runs a fuzz target without a fuzzer: its seeds (tests/corpus/NAME for fuzz_NAME),
- * what can be made from them by cutting and changing bytes, and random inputs. The same
- * inputs in every run. A crash ends the program, which tests/run.sh counts as a failure. */
+ * what can be made from them by cutting and changing bytes, and random inputs; the same
+ * in every run. A crash ends the program, which tests/run.sh counts as a failure. */
 
 #define _POSIX_C_SOURCE 200809L
 

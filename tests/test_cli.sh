@@ -270,6 +270,40 @@ works "$work/a" generate "$model" --prompt a -n 1 --sae "$sae" --sae "$sae" --na
     --edit "$place:1=set:1"
 fails 2 '--name belongs to' generate "$model" --prompt a --name x --sae "$sae"
 fails 1 'nowhere' generate "$model" --prompt a --sae "$work/nowhere.qsae"
+# ------------------------------------------------------------------------------- suites
+
+layer=${place#*.}
+for folder in here twin elsewhere; do
+    mkdir "$work/$folder"
+    cp examples/toy/sae/cfg.json examples/toy/sae/sae_weights.safetensors "$work/$folder"
+done
+sed "s/blocks\.$layer\./blocks.0./" examples/toy/sae/cfg.json > "$work/elsewhere/cfg.json"
+works "$work/a" convert "$work/here" "$work/elsewhere" -o "$work/suite.qsae"
+works "$work/a" convert "$work/here" "$work/twin" -o "$work/twins.qsae"
+fails 1 '2 of its 2 SAEs fit' features "$model" "$work/suite.qsae" --text a
+fails 1 '2 of its 2 SAEs fit' features "$model" "$work/twins.qsae" --text a --layer "$layer"
+works "$work/b" features "$model" "$work/suite.qsae" --text "$text" --json --layer "$layer"
+same "a member by its layer" "$work/json" "$work/b"
+works "$work/b" features "$model" "$work/twins.qsae" --text "$text" --json --name twin
+same "a member by its name" "$work/json" "$work/b"
+works "$work/b" features "$model" "$work/suite.qsae" --text a --name elsewhere
+check "the member elsewhere reads layer 0" grep -q 'layer 0' "$work/b"
+edit=$place:$feature=set:1e4
+works "$work/a" generate "$model" --chat "$text" --no-think -n 12 --sae "$sae" --edit "$edit"
+works "$work/b" generate "$model" --chat "$text" --no-think -n 12 \
+    --sae "$work/suite.qsae" --edit "$edit"
+same "an edit finds its member" "$work/a" "$work/b"
+works "$work/b" generate "$model" --chat "$text" --no-think -n 12 --sae "$sae" \
+    --sae "$work/suite.qsae" --name elsewhere --edit "$edit" --edit "${place%.*}.0:1=add:0"
+same "edits of two layers" "$work/a" "$work/b"
+fails 1 '2 SAEs given read' generate "$model" --prompt a --sae "$work/twins.qsae" \
+    --edit "$edit"
+works "$work/b" generate "$model" --chat "$text" --no-think -n 12 \
+    --sae "$work/twins.qsae" --name twin --edit "$edit"
+same "--name settles it" "$work/a" "$work/b"
+
+# --------------------------------------------------------------------------- output fails
+
 if [ -c /dev/full ]; then
     $QSAE generate "$model" --prompt "$text" -n 3 > /dev/full 2> "$work/stderr"
     check "a full disk is an error" test $? -eq 1

@@ -825,8 +825,8 @@ static int fold_bias(sae *s, uint64_t i, double *x)
 }
 
 /* A threshold below 0 is 0: SAELens' inference classes compute relu(z) where z > theta,
- * so nothing below 0 comes through. Not so the one number of a BatchTopK checkpoint, which
- * is an average of positive values: below 0 it is damaged. */
+ * so nothing below 0 comes through. Not so the one number of a BatchTopK checkpoint:
+ * it averages positive values, so below 0 it is damaged. */
 static int fold_theta(sae *s, uint64_t i, double *x)
 {
     (void)i;

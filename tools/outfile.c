@@ -47,7 +47,7 @@ static void on_signal(int sig)
     raise(sig); /* delivered when the handler returns */
 }
 
-/* A file that is mapped and cut off by someone else: reading the lost part raises SIGBUS,
+/* A mapped file that someone else cut off: reading the lost part raises SIGBUS,
  * which nobody can turn into an error code. */
 static void on_sigbus(int sig)
 {

@@ -4,8 +4,8 @@
  * NAME.tmp-PID-N; commit flushes it to the disk and renames it over the destination.
  * Before that the destination is untouched, whatever fails. On SIGINT, SIGTERM, SIGHUP
  * and SIGBUS, where the program has no handler of its own, the temporary files are
- * removed before the signal takes its course (SIGBUS, a mapped file that became shorter,
- * says so and exits with code 1). What a kill -9 leaves behind is safe to delete.
+ * removed before the signal takes its course (SIGBUS, for a mapped file that became
+ * shorter, says so and exits with code 1). What a kill -9 leaves may be deleted.
  *
  * Functions return 0, or -1 with the error text set ("PATH: what failed"). After a
  * failed write every later call fails with the same text. */
