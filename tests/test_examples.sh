@@ -37,4 +37,12 @@ for name in 01_generate 02_capture; do
     check "cc $name.c qsae.c -lm" $CC "examples/$name.c" qsae.c -lm -o "$work/$name-plain"
     compare "$name" "$work/$name-plain"
 done
+
+# The README's program, with no flag, prints what the README says.
+fence() { awk -v open="$1" '$0 == open { on = 1; next } $0 == "```" { on = 0 } on' README.md; }
+fence '```c' | sed "s#build/toy#$BUILD/toy#" > "$work/readme.c"
+fence '```text' > "$work/readme.txt"
+check "cc app.c qsae.c -lm" $CC -I. "$work/readme.c" qsae.c -lm -o "$work/readme"
+$RUN "$work/readme" > "$work/readme.out"
+check "the README's program prints what the README says" cmp "$work/readme.out" "$work/readme.txt"
 finish

@@ -189,3 +189,25 @@ int args_real(const char *what, const char *text, double min, double max, float 
     *out = v;
     return CMD_OK;
 }
+
+int args_walk(args *a, const char **const *slots, size_t n_slots, args_take take,
+              void *run, int *help)
+{
+    size_t used = 0;
+    for (int id; (id = args_next(a)) != ARGS_END;) {
+        int code = CMD_OK;
+        if (id == ARGS_HELP || id == ARGS_ERROR) {
+            *help = id == ARGS_HELP;
+            return *help ? CMD_OK : CMD_USAGE;
+        }
+        if (id != ARGS_POSITIONAL)
+            code = take(run, a, id);
+        else if (used == n_slots)
+            code = complain(CMD_USAGE, "'%.200s' is one argument too many", a->value);
+        else
+            *slots[used++] = a->value;
+        if (code != CMD_OK)
+            return code;
+    }
+    return CMD_OK;
+}

@@ -15,6 +15,7 @@
 #ifndef QSAE_ARGS_H
 #define QSAE_ARGS_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 enum {
@@ -50,6 +51,13 @@ enum {
 
 args args_begin(int argc, char **argv, const args_option *options, const char *usage);
 int args_next(args *a);
+
+/* A whole command line: options go to take(run, a, id), positional arguments in order to
+   *slots[0], *slots[1], ... of n_slots. Returns CMD_OK, CMD_USAGE or what take returned;
+   *help is set to 1 where the usage was printed. */
+typedef int (*args_take)(void *run, const args *a, int id);
+int args_walk(args *a, const char **const *slots, size_t n_slots, args_take take,
+              void *run, int *help);
 
 /* One line `qsae: ...` on stderr; control characters in it are replaced, so that it
    stays one line. * Returns `code`, so that a caller can say: return

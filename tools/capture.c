@@ -93,8 +93,9 @@ static int add_layer(capture_run *r, const char *text)
     return CMD_OK;
 }
 
-static int take_option(capture_run *r, const args *a, int id)
+static int take_option(void *run, const args *a, int id)
 {
+    capture_run *r = run;
     switch (id) {
     case OPT_SITE: return add_site(r, a->value);
     case OPT_LAYER: return add_layer(r, a->value);
@@ -107,22 +108,10 @@ static int take_option(capture_run *r, const args *a, int id)
 static int parse(capture_run *r, int argc, char **argv, int *help)
 {
     args a = args_begin(argc, argv, option_table, usage);
-    for (int id; (id = args_next(&a)) != ARGS_END;) {
-        if (id == ARGS_HELP || id == ARGS_ERROR) {
-            *help = id == ARGS_HELP;
-            return *help ? CMD_OK : CMD_USAGE;
-        }
-        if (id == ARGS_POSITIONAL) {
-            if (r->model_path)
-                return complain(CMD_USAGE, "'%.200s' is one argument too many",
-                                a.value);
-            r->model_path = a.value;
-        } else {
-            int code = take_option(r, &a, id);
-            if (code != CMD_OK)
-                return code;
-        }
-    }
+    const char **const slots[] = {&r->model_path};
+    int code = args_walk(&a, slots, 1, take_option, r, help);
+    if (code != CMD_OK || *help)
+        return code;
     if (!r->model_path)
         return complain(CMD_USAGE,
                         "capture needs MODEL.qsae (see: qsae capture --help)");

@@ -77,8 +77,9 @@ static int take_color(features_run *r, const char *when)
     return CMD_OK;
 }
 
-static int take_option(features_run *r, const args *a, int id)
+static int take_option(void *run, const args *a, int id)
 {
+    features_run *r = run;
     int64_t layer;
     int code;
     switch (id) {
@@ -99,23 +100,10 @@ static int take_option(features_run *r, const args *a, int id)
 static int parse(features_run *r, int argc, char **argv, int *help)
 {
     args a = args_begin(argc, argv, option_table, usage);
-    for (int id; (id = args_next(&a)) != ARGS_END;) {
-        if (id == ARGS_HELP || id == ARGS_ERROR) {
-            *help = id == ARGS_HELP;
-            return *help ? CMD_OK : CMD_USAGE;
-        }
-        if (id == ARGS_POSITIONAL) {
-            const char **slot = r->model_path ? &r->sae_path : &r->model_path;
-            if (*slot)
-                return complain(CMD_USAGE, "'%.200s' is one argument too many",
-                                a.value);
-            *slot = a.value;
-        } else {
-            int code = take_option(r, &a, id);
-            if (code != CMD_OK)
-                return code;
-        }
-    }
+    const char **const slots[] = {&r->model_path, &r->sae_path};
+    int code = args_walk(&a, slots, 2, take_option, r, help);
+    if (code != CMD_OK || *help)
+        return code;
     if (!r->sae_path)
         return complain(
             CMD_USAGE,
