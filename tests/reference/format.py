@@ -1,0 +1,108 @@
+"""A reader of .qsae files written from tools/FORMAT.md alone: every checksum, and every weight of the toy and of its
+SAE against the files that they were converted from. Ends with "N passed, N failed"."""
+import json
+import struct
+
+import numpy as np
+import xxhash
+from safetensors import safe_open
+
+import tool
+
+NAMES = {16: "input_layernorm", 17: "self_attn.q_proj", 18: "self_attn.k_proj", 19: "self_attn.v_proj",
+         20: "self_attn.q_norm", 21: "self_attn.k_norm", 22: "self_attn.o_proj", 23: "post_attention_layernorm",
+         24: "mlp.gate_proj", 25: "mlp.up_proj", 26: "mlp.down_proj"}
+CHECKS = tool.Checks()
+check = CHECKS.add
+
+
+def matrix(kind, layout, rows, cols, data):
+    """The logical [rows, cols] array of a tensor's bytes; None for BYTES."""
+    if layout == 4:
+        return None
+    if kind == 1:
+        flat = np.frombuffer(data, "<f4")
+    else:
+        flat = (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
+    if layout != 2:  # VECTOR, ROWS
+        return flat.reshape(rows, -1)[:, :cols]
+    blocks = (rows + 15) // 16
+    if kind == 1:
+        wide = flat.reshape(blocks, -1, 16).transpose(0, 2, 1)
+    else:
+        wide = flat.reshape(blocks, -1, 16, 2).transpose(0, 2, 1, 3)
+    return wide.reshape(blocks * 16, -1)[:rows, :cols]
+
+
+def read(path):
+    """(records, {(group, role): array or bytes}) of a .qsae file, its structure checked."""
+    b = path.read_bytes()
+    magic, version, endian, size, kind, n_records, n_tensors, z0, index, z1, digest = struct.unpack_from("<8sIIQIIIIQQQ", b)
+    check(magic == b"QSAE\r\n\x1a\n" and (version, endian, z0, z1) == (1, 0x01020304, 0, 0), "header")
+    check(size == len(b) and index == 256 * n_records + 64 * n_tensors, "sizes")
+    check(xxhash.xxh64(b[:56] + bytes(8) + b[64:64 + index]).intdigest() == digest, "header checksum")
+    records = [b[64 + 256 * i:64 + 256 * (i + 1)] for i in range(n_records)]
+    tensors, at, before = {}, 64 + index, (-1, -1)
+    for i in range(n_tensors):
+        group, role, t, layout, rows, cols, offset, length, digest, zero = struct.unpack_from(
+            "<4I6Q", b, 64 + 256 * n_records + 64 * i)
+        data = b[offset:offset + length]
+        check(offset == at and length % 64 == 0 and zero == 0 and before < (group, role), f"entry {i}")
+        check(xxhash.xxh64(data).intdigest() == digest, f"checksum of {group}, {role}")
+        tensors[group, role] = data[:cols] if layout == 4 else matrix(t, layout, rows, cols, data)
+        at, before = offset + length, (group, role)
+    check(at == size, "end")
+    return kind, records, tensors
+
+
+def same(a, b, what):
+    check(a.shape == b.shape and np.array_equal(a, b), what)
+
+
+def check_model(path, folder):
+    kind, records, t = read(path)
+    config = json.loads((folder / "config.json").read_text())
+    fields = struct.unpack_from("<64s8Idf", records[0])
+    check(kind == 1 and fields[1:9] == tuple(config[k] for k in (
+        "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim",
+        "intermediate_size", "vocab_size", "max_position_embeddings")), "model record")
+    with safe_open(folder / "model.safetensors", "pt") as f:
+        get = lambda name: np.atleast_2d(f.get_tensor(name).float().numpy())
+        same(t[0, 1], get("model.embed_tokens.weight"), "embed")
+        same(t[0, 2], get("model.norm.weight"), "final norm")
+        for layer in range(config["num_hidden_layers"]):
+            for role, name in NAMES.items():
+                same(t[1 + layer, role], get(f"model.layers.{layer}.{name}.weight"), f"layer {layer} {name}")
+    dim, theta = config["head_dim"], config["rope_parameters"]["rope_theta"]
+    freq = [np.float32(1) / np.float32(theta ** float(np.float32(2 * i) / np.float32(dim))) for i in range(dim // 2)]
+    same(t[0, 4], np.array([freq], np.float32), "rope")
+
+
+def check_sae(path, folder):
+    kind, records, t = read(path)
+    with safe_open(folder / "sae_weights.safetensors", "pt") as f:
+        w = {k: f.get_tensor(k).float().numpy() for k in f.keys()}
+    check(kind == 2 and len(records) == 1, "SAE record")
+    same(t[1, 32], w["W_enc"].T, "encoder")
+    same(t[1, 33], w["W_dec"], "decoder")
+    same(t[1, 35][0], w["threshold"], "threshold")
+    same(t[1, 38][0], w["b_dec"], "decoder bias")
+    config = json.loads((folder / "cfg.json").read_text())
+    folded = w["b_enc"].astype(np.float64)
+    if config["apply_b_dec_to_input"]:
+        folded = folded - w["W_enc"].T.astype(np.float64) @ w["b_dec"].astype(np.float64)
+    check(np.abs(t[1, 34][0] - folded).max() <= 1e-6 * np.abs(folded).max(), "encoder bias, b_dec folded in")
+
+
+def main():
+    args = tool.options()
+    tool.BUILD.mkdir(parents=True, exist_ok=True)
+    for source, check_one in ((tool.TOY, check_model), (tool.TOY.parent / "sae", check_sae)):
+        path = tool.BUILD / f"format_{source.name}.qsae"
+        tool.run(args.qsae, "convert", source, "-o", path, "--force")
+        check_one(path, source)
+    CHECKS.done()
+
+
+if __name__ == "__main__":
+    main()
