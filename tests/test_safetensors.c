@@ -589,6 +589,9 @@ static void test_cut_off(int ours)
 
 int main(int argc, char **argv)
 {
+    signal(SIGINT, SIG_DFL); /* a shell starts what runs in the background with these ignored */
+    signal(SIGHUP, SIG_DFL);
+    signal(SIGTERM, SIG_DFL);
     struct sigaction bus;
     int ours = sigaction(SIGBUS, NULL, &bus) == 0 && bus.sa_handler == SIG_DFL;
     snprintf(folder, sizeof folder, "%s", argc > 1 ? argv[1] : ".");
