@@ -46,7 +46,7 @@ FUZZERS = $(patsubst tests/%.c,$(BUILD)/fuzz/%,$(wildcard tests/fuzz_*.c))
 REPLAYS = $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/fuzz_*.c))
 TOY = $(BUILD)/toy.qsae $(BUILD)/toy-sae.qsae
 
-.PHONY: all demo test check asan fuzz toy examples symbols clean help
+.PHONY: all demo test check asan fuzz toy examples symbols campaign-tokenizer clean help
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -75,11 +75,15 @@ examples: $(EXAMPLES) ## build the example programs
 symbols: ## check what qsae.c as an object exports and imports
 	@CC="$(CC)" BUILD="$(BUILD)" sh tests/symbols.sh
 
+campaign-tokenizer: $(BUILD)/qsae $(BUILD)/libqsae.so ## hours: the tokenizer against the reference on all text to be had
+	sh tests/reference/campaign_fetch.sh
+	PYTHONDONTWRITEBYTECODE=1 $${PYTHON:-python3} tests/reference/campaign_tokenizer.py
+
 clean: ## remove the build folder
 	rm -rf "$(BUILD)"
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
 # ------------------------------------------------------------------------------- library
 

@@ -3833,21 +3833,18 @@ struct qsae_model {
     size_t tok_size;
 };
 
-static qsae_status qs_check_model_record(const qsae_model_record *r, qsae_error *err)
+/* The part of the record that describes the network. */
+static qsae_status qs_check_sizes(const qsae_model_record *r, qsae_error *err)
 {
     qsae_status st;
-    if ((st = qs_check_name(r->name, sizeof r->name, err)) ||
-        (st = qs_in_range("n_layers", r->n_layers, 1, QS_MAX_LAYERS, err)) ||
+    if ((st = qs_in_range("n_layers", r->n_layers, 1, QS_MAX_LAYERS, err)) ||
         (st = qs_in_range("d_model", r->d_model, 1, QS_MAX_WIDTH, err)) ||
         (st = qs_in_range("n_heads", r->n_heads, 1, 1024, err)) ||
         (st = qs_in_range("n_kv_heads", r->n_kv_heads, 1, r->n_heads, err)) ||
         (st = qs_in_range("head_dim", r->head_dim, 2, 1024, err)) ||
         (st = qs_in_range("n_heads * head_dim", (uint64_t)r->n_heads * r->head_dim, 2, QS_MAX_WIDTH, err)) ||
         (st = qs_in_range("d_ff", r->d_ff, 1, QS_MAX_FF, err)) ||
-        (st = qs_in_range("vocab_size", r->vocab_size, 1, QS_MAX_VOCAB, err)) ||
-        (st = qs_in_range("max_positions", r->max_positions, 1, (uint64_t)1 << 30, err)) ||
-        (st = qs_in_range("n_eos", r->n_eos, 0, QSAE_MAX_EOS, err)) ||
-        (st = qs_in_range("flags", r->flags, 0, QSAE_MODEL_TIED, err)))
+        (st = qs_in_range("max_positions", r->max_positions, 1, (uint64_t)1 << 30, err)))
         return st;
     if (r->n_heads % r->n_kv_heads)
         return qs_fail(err, QSAE_E_FORMAT, 64, "n_heads %u is not a multiple of n_kv_heads %u", r->n_heads,
@@ -3857,6 +3854,33 @@ static qsae_status qs_check_model_record(const qsae_model_record *r, qsae_error 
         return qs_fail(err, QSAE_E_FORMAT, 64, "rope_theta is %g", r->rope_theta);
     if (!(r->rms_eps > 0 && r->rms_eps < 1))
         return qs_fail(err, QSAE_E_FORMAT, 64, "rms_eps is %g", (double)r->rms_eps);
+    return QSAE_OK;
+}
+
+static qsae_status qs_check_no_sizes(const qsae_model_record *r, qsae_error *err)
+{
+    if (r->flags & QSAE_MODEL_TIED)
+        return qs_fail(err, QSAE_E_FORMAT, 64, "flags are %u: without weights nothing is tied", r->flags);
+    if (r->n_layers || r->d_model || r->n_heads || r->n_kv_heads || r->head_dim || r->d_ff ||
+        r->max_positions || !qs_all_zero((const uint8_t *)&r->rope_theta, sizeof r->rope_theta) ||
+        !qs_all_zero((const uint8_t *)&r->rms_eps, sizeof r->rms_eps))
+        return qs_fail(err, QSAE_E_FORMAT, 64, "the file has only a tokenizer, but a size of a network");
+    return QSAE_OK;
+}
+
+static int qs_tokenizer_only(const qsae_model_record *r) { return (r->flags & QSAE_MODEL_TOKENIZER_ONLY) != 0; }
+
+static qsae_status qs_check_model_record(const qsae_model_record *r, qsae_error *err)
+{
+    qsae_status st;
+    if ((st = qs_check_name(r->name, sizeof r->name, err)) ||
+        (st = qs_in_range("flags", r->flags, 0, 15, err)) ||
+        (st = qs_tokenizer_only(r) ? qs_check_no_sizes(r, err) : qs_check_sizes(r, err)) ||
+        (st = qs_in_range("vocab_size", r->vocab_size, 1, QS_MAX_VOCAB, err)) ||
+        (st = qs_in_range("n_eos", r->n_eos, 0, QSAE_MAX_EOS, err)))
+        return st;
+    if ((r->flags & QSAE_MODEL_CHAT_OTHER) && (r->flags & QSAE_MODEL_CHAT_LATER))
+        return qs_fail(err, QSAE_E_FORMAT, 64, "flags are %u: two chat formats", r->flags);
     for (uint32_t i = 0; i < 8; i++)
         if (r->eos[i] < 0 || (uint32_t)r->eos[i] >= r->vocab_size || (i >= r->n_eos && r->eos[i]))
             return qs_fail(err, QSAE_E_FORMAT, 64, "end token %u is %d, vocab_size is %u", i, r->eos[i],
@@ -3883,6 +3907,9 @@ static void qs_fill_info(const qsae_model_record *r, qsae_model_info *i)
     i->tied = (r->flags & QSAE_MODEL_TIED) != 0;
     i->n_eos = (int32_t)r->n_eos;
     memcpy(i->eos, r->eos, sizeof r->eos);
+    i->chat_format = r->flags & QSAE_MODEL_CHAT_OTHER   ? QSAE_CHAT_OTHER
+                     : r->flags & QSAE_MODEL_CHAT_LATER ? QSAE_CHAT_QWEN3_LATER
+                                                        : QSAE_CHAT_QWEN3;
 }
 
 static qsae_status qs_bind_layer(qs_cursor *k, uint32_t l, const qsae_model_record *r, qs_layer *y,
@@ -3933,12 +3960,28 @@ static qsae_status qs_bind_tokenizer(qs_cursor *k, qsae_model *m, qsae_error *er
 #endif
 }
 
+/* A file without weights: its tokens are its vocabulary. */
+static qsae_status qs_bind_tokenizer_only(qsae_model *m, qsae_error *err)
+{
+    qs_cursor k = {&m->file, 0};
+    qsae_status st;
+    m->info.weight_type = "none";
+    if (!qs_next_is(&k, 0, QSAE_ROLE_TOKENIZER))
+        return qs_fail(err, QSAE_E_MISMATCH, 0, "the file has neither weights nor a tokenizer");
+    if ((st = qs_bind_tokenizer(&k, m, err)) || (st = qs_skip_meta(&k, 0, err))) return st;
+    if (m->tok_blob && m->info.n_tokens != m->info.vocab_size)
+        return qs_fail(err, QSAE_E_MISMATCH, 0, "the tokenizer has %d tokens, vocab_size is %d",
+                       m->info.n_tokens, m->info.vocab_size);
+    return qs_expect_end(&k, err);
+}
+
 static qsae_status qs_bind_model(qsae_model *m, qsae_error *err)
 {
     const qsae_model_record *r = (const void *)m->file.index;
     qsae_status st = qs_check_model_record(r, err);
     if (st) return st;
     qs_fill_info(r, &m->info);
+    if (qs_tokenizer_only(r)) return qs_bind_tokenizer_only(m, err);
     m->layers_size = r->n_layers * sizeof(qs_layer);
     m->layers = qs_alloc(&m->file.alloc, m->layers_size);
     if (!m->layers) return qs_fail(err, QSAE_E_NOMEM, 0, "no memory for %u layers", r->n_layers);
@@ -4826,6 +4869,8 @@ static qsae_status qs_ctx_take_options(const qsae_model *m, const qsae_ctx_optio
     static const qsae_ctx_options defaults;
     qsae_status st;
     if (!m) return qs_fail(err, QSAE_E_ARG, 0, "model is NULL");
+    if (m->info.n_layers == 0)
+        return qs_fail(err, QSAE_E_STATE, 0, "the file has only a tokenizer, no weights: it cannot be run");
     if (!o) o = &defaults;
     c->model = m;
     c->n_ctx = o->n_ctx ? o->n_ctx : (int32_t)qs_min((size_t)m->info.max_positions, 4096);
@@ -5956,16 +6001,55 @@ size_t qsae_sample_scratch_size(size_t n)
     return qs_mul(n, sizeof(qs_pair), &size) && qs_add(size, 63, &size) ? size : SIZE_MAX;
 }
 
-static qsae_status qs_check_sample(const qsae_sample_options *o, qsae_error *err)
+static const struct qs_preset {
+    const char *name;
+    float temperature, top_p;
+    int32_t top_k;
+} qs_presets[QSAE_PRESET_COUNT] = {
+    {"greedy", 0, 0, 0}, {"thinking", 0.6f, 0.95f, 20}, {"non-thinking", 0.7f, 0.8f, 20}};
+
+const char *qsae_preset_name(qsae_preset preset)
+{
+    return (unsigned)preset < QSAE_PRESET_COUNT ? qs_presets[preset].name : NULL;
+}
+
+qsae_sample_options qsae_preset_options(qsae_preset preset)
+{
+    qsae_sample_options o;
+    memset(&o, 0, sizeof o);
+    if ((unsigned)preset >= QSAE_PRESET_COUNT) return o;
+    o.temperature = qs_presets[preset].temperature;
+    o.top_p = qs_presets[preset].top_p;
+    o.top_k = qs_presets[preset].top_k;
+    return o;
+}
+
+static qsae_status qs_check_history(const qsae_sample_options *o, size_t n, qsae_error *err)
+{
+    if (!(o->repetition_penalty >= 0.0f) || !qs_finite(o->repetition_penalty))
+        return qs_fail(err, QSAE_E_ARG, 0, "repetition_penalty is %g, must be > 0", (double)o->repetition_penalty);
+    if (!qs_finite(o->presence_penalty))
+        return qs_fail(err, QSAE_E_ARG, 0, "presence_penalty is %g", (double)o->presence_penalty);
+    if ((!o->history && o->n_history) || o->n_prompt > o->n_history)
+        return qs_fail(err, QSAE_E_ARG, 0, "a history of %zu ids, %zu of them the prompt, at %s", o->n_history,
+                       o->n_prompt, o->history ? "a place" : "NULL");
+    for (size_t i = 0; i < o->n_history; i++)
+        if (o->history[i] < 0 || (size_t)o->history[i] >= n)
+            return qs_fail(err, QSAE_E_ARG, 0, "id %zu of the history is %d, there are %zu logits", i,
+                           o->history[i], n);
+    return QSAE_OK;
+}
+
+static qsae_status qs_check_sample(const qsae_sample_options *o, size_t n, qsae_error *err)
 {
     if (!(o->temperature >= 0.0f) || !qs_finite(o->temperature))
         return qs_fail(err, QSAE_E_ARG, 0, "temperature is %g, must be >= 0", (double)o->temperature);
     if (o->top_k < 0) return qs_fail(err, QSAE_E_ARG, 0, "top_k is %d, must be >= 0", o->top_k);
     if (!(o->top_p >= 0.0f && o->top_p <= 1.0f))
         return qs_fail(err, QSAE_E_ARG, 0, "top_p is %g, must be 0..1", (double)o->top_p);
-    if (!(o->min_p >= 0.0f && o->min_p < 1.0f))
+    if (!(o->min_p >= 0.0f && o->min_p <= 1.0f))
         return qs_fail(err, QSAE_E_ARG, 0, "min_p is %g, must be 0..1", (double)o->min_p);
-    return QSAE_OK;
+    return qs_check_history(o, n, err);
 }
 
 /* Index of the largest logit, ties to the lower; SIZE_MAX if one is NaN or +Inf, or all are -Inf. */
@@ -5979,59 +6063,128 @@ static size_t qs_argmax(const float *x, size_t n)
     return x[best] == -INFINITY ? SIZE_MAX : best;
 }
 
-/* Sorts the leading candidates to the front, largest first, until top-k and top-p have enough; returns how
- * many are kept. p [n]: value = exp((logit - max) / temperature). The heap lies at the array's end: the k-th
- * popped goes to place k. */
-static size_t qs_keep_candidates(qs_pair *p, size_t n, size_t top_k, double top_p)
+static int qs_has_penalty(const qsae_sample_options *o)
+{
+    int repetition = o->repetition_penalty != 0.0f && o->repetition_penalty != 1.0f;
+    return o->n_history && (repetition || o->presence_penalty != 0.0f);
+}
+
+#define QS_SEEN 0x80000000u /* in the index of a pair: the id was met */
+
+/* p [n]: value = logit, index = id; on return as well. Both penalties count an id once. */
+static void qs_penalize(qs_pair *p, const qsae_sample_options *o)
+{
+    float r = o->repetition_penalty == 0.0f ? 1.0f : o->repetition_penalty;
+    for (size_t i = 0; i < o->n_history; i++) {
+        qs_pair *c = &p[o->history[i]];
+        if (c->index & QS_SEEN) continue;
+        c->index |= QS_SEEN;
+        c->value = c->value < 0.0f ? c->value * r : c->value / r;
+    }
+    for (size_t i = o->n_prompt; i < o->n_history; i++) { /* the mark now means: not yet counted */
+        qs_pair *c = &p[o->history[i]];
+        if (c->index & QS_SEEN) c->value -= o->presence_penalty;
+        c->index &= ~QS_SEEN;
+    }
+    for (size_t i = 0; i < o->n_prompt; i++) p[o->history[i]].index &= ~QS_SEEN;
+}
+
+/* The largest value, ties to the lower id; SIZE_MAX as in qs_argmax. */
+static size_t qs_best_pair(const qs_pair *p, size_t n)
+{
+    size_t best = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (p[i].value != p[i].value || p[i].value == INFINITY) return SIZE_MAX;
+        if (p[i].value > p[best].value) best = i;
+    }
+    return p[best].value == -INFINITY ? SIZE_MAX : best;
+}
+
+/* value / temperature, which is what top-k compares. Where the quotient of the largest has no float, all are
+ * taken relative to the largest: the probabilities are the same. Returns the new largest. */
+static float qs_scale_pairs(qs_pair *p, size_t n, float best, float temperature)
+{
+    float top = best / temperature;
+    int relative = !qs_finite(top);
+    for (size_t i = 0; i < n; i++) p[i].value = (relative ? p[i].value - best : p[i].value) / temperature;
+    return relative ? 0.0f : top;
+}
+
+/* Have the largest, `seen` of `total`, reached top-p? Hugging Face adds up from the smallest and compares in
+ * float, which decides where the rest is only just above 1 - top-p: 4 equal ones and a thousand of no weight. */
+static int qs_top_p_reached(double seen, double total, double top_p)
+{
+    return (float)((total - seen) / total) <= (float)(1.0 - top_p);
+}
+
+/* Sorts the leading candidates to the end of p, largest last, until top-k and top-p have enough; returns how
+ * many are kept: p[n - 1], p[n - 2], ... The heap lies before them. */
+static size_t qs_keep_candidates(qs_pair *p, size_t n, float top, size_t top_k, double top_p)
 {
     double total = 0, seen = 0;
     size_t kept = 0, most = top_k && top_k < n ? top_k : n;
+    if (most == n && top_p < 1.0) /* top-p is a share of all */
+        for (size_t i = 0; i < n; i++) total += (double)qs_exp(p[i].value - top);
     qs_heapify(p, n, qs_smaller_first); /* p[0] is the largest */
-    /* popping moves the largest to the end of the shrinking heap */
-    for (; kept < most; kept++) {
+    for (; kept < n; kept++) {
         qs_pair t = p[0];
+        if (t.value == -INFINITY) break; /* never drawn */
+        if (kept >= most && t.value < p[n - kept].value) break; /* ties with the k-th stay */
         p[0] = p[n - 1 - kept];
         p[n - 1 - kept] = t;
         qs_sift(p, n - 1 - kept, 0, qs_smaller_first);
-        if (top_p >= 1.0 || most < n) continue;
-        if (!kept) /* top-p is a share of all */
-            for (size_t i = 0; i < n; i++) total += (double)p[i].value;
-        seen += (double)t.value;
-        if (seen >= top_p * total) return kept + 1;
+        if (most < n || top_p >= 1.0) continue;
+        seen += (double)qs_exp(t.value - top);
+        if (qs_top_p_reached(seen, total, top_p)) return kept + 1;
     }
-    if (most < n && top_p < 1.0) { /* top-p is a share of the top-k */
-        for (size_t i = 0; i < kept; i++) total += (double)p[n - 1 - i].value;
-        for (size_t i = 0; i < kept; i++) {
-            seen += (double)p[n - 1 - i].value;
-            if (seen >= top_p * total) return i + 1;
-        }
+    if (most == n || top_p >= 1.0) return kept;
+    for (size_t i = 0; i < kept; i++) total += (double)qs_exp(p[n - 1 - i].value - top); /* a share of the top-k */
+    for (size_t i = 0; i < kept; i++) {
+        seen += (double)qs_exp(p[n - 1 - i].value - top);
+        if (qs_top_p_reached(seen, total, top_p)) return i + 1;
     }
     return kept;
 }
 
-static qsae_status qs_sample(const float *logits, size_t n, const qsae_sample_options *o, uint64_t position,
-                             qs_pair *p, size_t best, int32_t *id)
+/* p [n]: value = logit after penalties; best: the largest */
+static int32_t qs_draw(qs_pair *p, size_t n, const qsae_sample_options *o, uint64_t position, size_t best)
 {
-    for (size_t i = 0; i < n; i++) {
-        p[i].value = qs_exp((logits[i] - logits[best]) / o->temperature);
-        p[i].index = (uint32_t)i;
-    }
+    int32_t id = (int32_t)best;
+    float top = qs_scale_pairs(p, n, p[best].value, o->temperature);
     double top_p = o->top_p == 0.0f ? 1.0 : (double)o->top_p;
     int sorted = o->top_k || top_p < 1.0; /* candidates p[n-1], p[n-2], ... then; p[0], p[1], ... else */
-    size_t kept = sorted ? qs_keep_candidates(p, n, (size_t)o->top_k, top_p) : n;
+    size_t kept = sorted ? qs_keep_candidates(p, n, top, (size_t)o->top_k, top_p) : n;
     double total = 0, seen = 0;
     for (size_t i = 0; i < kept; i++) {
         qs_pair *c = &p[sorted ? n - 1 - i : i];
-        if (c->value < o->min_p) c->value = 0.0f; /* the largest has value 1 */
+        c->value = qs_exp(c->value - top); /* 1 for the largest */
+        if (c->value < o->min_p) c->value = 0.0f;
         total += (double)c->value;
     }
     double u = qs_uniform(o->seed, position) * total;
-    *id = (int32_t)best;
     for (size_t i = 0; i < kept; i++) {
         const qs_pair *c = &p[sorted ? n - 1 - i : i];
         seen += (double)c->value;
-        if (c->value > 0.0f && seen > u) return *id = (int32_t)c->index, QSAE_OK;
+        if (c->value > 0.0f && seen > u) return (int32_t)c->index;
+        if (c->value > 0.0f) id = (int32_t)c->index; /* if rounding leaves u at the very end: the last */
     }
+    return id;
+}
+
+static qsae_status qs_sample(const float *logits, size_t n, const qsae_sample_options *o, uint64_t position,
+                             qs_pair *p, size_t best, int32_t *id, qsae_error *err)
+{
+    for (size_t i = 0; i < n; i++) {
+        p[i].value = logits[i];
+        p[i].index = (uint32_t)i;
+    }
+    if (qs_has_penalty(o)) {
+        qs_penalize(p, o);
+        best = qs_best_pair(p, n);
+        if (best == SIZE_MAX)
+            return qs_fail(err, QSAE_E_NUM, 0, "after the penalties a logit is NaN or +Inf, or all are -Inf");
+    }
+    *id = o->temperature == 0.0f ? (int32_t)best : qs_draw(p, n, o, position, best);
     return QSAE_OK;
 }
 
@@ -6042,17 +6195,17 @@ qsae_status qsae_sample(const float *logits, size_t n, const qsae_sample_options
     const qsae_sample_options *o = options ? options : &greedy;
     if (!logits || !id || !n || n > INT32_MAX)
         return qs_fail(err, QSAE_E_ARG, 0, "sample: a pointer is NULL, or %zu logits", n);
-    qsae_status st = qs_check_sample(o, err);
+    qsae_status st = qs_check_sample(o, n, err);
     if (st) return st;
     size_t best = qs_argmax(logits, n);
     if (best == SIZE_MAX) return qs_fail(err, QSAE_E_NUM, 0, "a logit is NaN or +Inf, or all are -Inf");
-    if (o->temperature == 0.0f) return *id = (int32_t)best, QSAE_OK;
+    if (o->temperature == 0.0f && !qs_has_penalty(o)) return *id = (int32_t)best, QSAE_OK;
     if (!scratch || scratch_size < qsae_sample_scratch_size(n))
         return qs_fail(err, QSAE_E_ARG, 0, "scratch has %zu bytes, needs %zu", scratch ? scratch_size : 0,
                        qsae_sample_scratch_size(n));
     qs_pair *p = (void *)((char *)scratch + (64 - (uintptr_t)scratch % 64) % 64);
     qs_fp_state fp = qs_fp_enter();
-    st = qs_sample(logits, n, o, position, p, best, id);
+    st = qs_sample(logits, n, o, position, p, best, id, err);
     qs_fp_leave(fp);
     return st;
 }
@@ -6060,9 +6213,292 @@ qsae_status qsae_sample(const float *logits, size_t n, const qsae_sample_options
 /* ===================================================================================================
  * 23 Chat format (public)
  *
- * ChatML as Qwen3's template renders plain turns. Control tokens are put in as ids and text between them is
- * tokenized without looking for any, so a message cannot forge a turn.
+ * What Qwen3's chat_template means. One walk over the messages writes text to a qs_chat_out, called twice: to
+ * count, and to fill. What the template itself writes may hold control tokens; their places are marked. To
+ * tokenize, these go in as ids and the text between is tokenized without looking for any, so a message cannot
+ * forge a turn.
  * =================================================================================================== */
+
+typedef struct qs_str {
+    const char *s;
+    size_t n;
+} qs_str;
+
+typedef struct qs_mark { /* a control token of the template in the rendered text */
+    size_t at;
+    const char *token;
+} qs_mark;
+
+typedef struct qs_chat_out {
+    char *text;
+    size_t cap, n; /* bytes; n counts on beyond cap */
+    qs_mark *marks;
+    size_t cap_marks, n_marks;
+    int overflow; /* more bytes than size_t counts */
+} qs_chat_out;
+
+/* ---- strings, as the template's methods treat them ---- */
+
+static qs_str qs_str_of(const char *s, size_t n)
+{
+    qs_str r = {s, s ? n : 0};
+    return r;
+}
+
+/* Where `what`, which starts with '<' and has no other, first is in s; s.n if nowhere. */
+static size_t qs_str_find(qs_str s, const char *what)
+{
+    size_t len = strlen(what);
+    for (size_t i = 0; len <= s.n && i <= s.n - len; i++) {
+        const char *at = memchr(s.s + i, '<', s.n - len - i + 1);
+        if (!at) break;
+        i = (size_t)(at - s.s);
+        if (memcmp(at, what, len) == 0) return i;
+    }
+    return s.n;
+}
+
+static qs_str qs_str_after_last(qs_str s, const char *what)
+{
+    size_t len = strlen(what), at;
+    while ((at = qs_str_find(s, what)) < s.n) s = qs_str_of(s.s + at + len, s.n - at - len);
+    return s;
+}
+
+static qs_str qs_str_lstrip(qs_str s)
+{
+    while (s.n && s.s[0] == '\n') s.s++, s.n--;
+    return s;
+}
+
+static qs_str qs_str_rstrip(qs_str s)
+{
+    while (s.n && s.s[s.n - 1] == '\n') s.n--;
+    return s;
+}
+
+static int qs_str_is(const char *s, size_t n, const char *what)
+{
+    size_t len = strlen(what);
+    return n >= len && memcmp(s, what, len) == 0;
+}
+
+/* ---- the sink ---- */
+
+static void qs_chat_text(qs_chat_out *o, qs_str t)
+{
+    if (o->n < o->cap && t.n) memcpy(o->text + o->n, t.s, qs_min(t.n, o->cap - o->n));
+    if (!qs_add(o->n, t.n, &o->n)) o->overflow = 1;
+}
+
+/* Text of the template, in which control tokens are meant as such. */
+static void qs_chat_own(qs_chat_out *o, const char *t)
+{
+    static const char *const control[] = {"<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>",
+                                          "</tool_call>", "<tool_response>", "</tool_response>"};
+    for (const char *at = t; *at; at++)
+        for (size_t i = 0; *at == '<' && i < sizeof control / sizeof control[0]; i++) {
+            if (strncmp(at, control[i], strlen(control[i])) != 0) continue;
+            if (o->n_marks < o->cap_marks) {
+                o->marks[o->n_marks].at = o->n + (size_t)(at - t);
+                o->marks[o->n_marks].token = control[i];
+            }
+            o->n_marks++;
+        }
+    qs_chat_text(o, qs_str_of(t, strlen(t)));
+}
+
+/* ---- the walk ---- */
+
+typedef enum qs_chat_kind {
+    QS_ROLE_OTHER,
+    QS_ROLE_SYSTEM,
+    QS_ROLE_USER,
+    QS_ROLE_ASSISTANT,
+    QS_ROLE_TOOL
+} qs_chat_kind;
+
+static qs_chat_kind qs_chat_role(const qsae_message *g)
+{
+    if (strcmp(g->role, "system") == 0) return QS_ROLE_SYSTEM;
+    if (strcmp(g->role, "user") == 0) return QS_ROLE_USER;
+    if (strcmp(g->role, "assistant") == 0) return QS_ROLE_ASSISTANT;
+    return strcmp(g->role, "tool") == 0 ? QS_ROLE_TOOL : QS_ROLE_OTHER;
+}
+
+/* Index of the last message in which a user asks something: not the response of a tool in a user's turn. */
+static size_t qs_chat_last_query(const qsae_message *g, size_t n)
+{
+    static const char begin[] = "<tool_response>", end[] = "</tool_response>";
+    const size_t n_end = sizeof end - 1;
+    for (size_t i = n; i-- > 0;) {
+        size_t len = g[i].content_len;
+        if (qs_chat_role(&g[i]) != QS_ROLE_USER) continue;
+        if (!len || !qs_str_is(g[i].content, len, begin) || len < n_end ||
+            memcmp(g[i].content + len - n_end, end, n_end) != 0)
+            return i;
+    }
+    return n - 1;
+}
+
+static void qs_chat_system(qs_chat_out *o, const qsae_message *g)
+{
+    int system = qs_chat_role(g) == QS_ROLE_SYSTEM;
+    if (!system && !g->tools) return;
+    qs_chat_own(o, "<|im_start|>system\n");
+    if (system) qs_chat_text(o, qs_str_of(g->content, g->content_len));
+    if (g->tools) {
+        if (system) qs_chat_own(o, "\n\n");
+        qs_chat_own(o, "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+                       "You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n");
+        qs_chat_text(o, qs_str_of(g->tools, g->tools_len));
+        qs_chat_own(o, "\n</tools>\n\nFor each function call, return a json object with function name and "
+                       "arguments within <tool_call></tool_call> XML tags:\n<tool_call>\n"
+                       "{\"name\": <function-name>, \"arguments\": <args-json-object>}\n</tool_call>");
+    }
+    qs_chat_own(o, "<|im_end|>\n");
+}
+
+static void qs_chat_calls(qs_chat_out *o, const qsae_message *g, int after_content)
+{
+    for (size_t i = 0; i < g->n_tool_calls; i++) {
+        const qsae_tool_call *c = &g->tool_calls[i];
+        if (i || after_content) qs_chat_own(o, "\n");
+        qs_chat_own(o, "<tool_call>\n{\"name\": \"");
+        qs_chat_text(o, qs_str_of(c->name, c->name_len));
+        qs_chat_own(o, "\", \"arguments\": ");
+        qs_chat_text(o, qs_str_of(c->arguments, c->arguments_len));
+        qs_chat_own(o, "}\n</tool_call>");
+    }
+}
+
+/* recent: after the last query; last: of all messages */
+static void qs_chat_answer(qs_chat_out *o, const qsae_message *g, int recent, int last)
+{
+    qs_str content = qs_str_of(g->content, g->content_len);
+    qs_str reasoning = qs_str_of(g->reasoning, g->reasoning_len);
+    size_t end = qs_str_find(content, "</think>");
+    if (!g->reasoning && end < content.n) {
+        reasoning = qs_str_rstrip(qs_str_of(content.s, end));
+        reasoning = qs_str_lstrip(qs_str_after_last(reasoning, "<think>"));
+        content = qs_str_lstrip(qs_str_after_last(content, "</think>"));
+    }
+    qs_chat_own(o, "<|im_start|>assistant\n");
+    if (recent && (last || reasoning.n)) {
+        qs_chat_own(o, "<think>\n");
+        qs_chat_text(o, qs_str_rstrip(qs_str_lstrip(reasoning)));
+        qs_chat_own(o, "\n</think>\n\n");
+        qs_chat_text(o, qs_str_lstrip(content));
+    } else {
+        qs_chat_text(o, content);
+    }
+    qs_chat_calls(o, g, content.n > 0);
+    qs_chat_own(o, "<|im_end|>\n");
+}
+
+static void qs_chat_turn(qs_chat_out *o, const char *head, const qsae_message *g)
+{
+    qs_chat_own(o, head);
+    qs_chat_text(o, qs_str_of(g->content, g->content_len));
+    qs_chat_own(o, "<|im_end|>\n");
+}
+
+/* Responses that follow one another share a turn. */
+static void qs_chat_response(qs_chat_out *o, const qsae_message *g, size_t i, size_t n)
+{
+    if (i == 0 || qs_chat_role(&g[i - 1]) != QS_ROLE_TOOL) qs_chat_own(o, "<|im_start|>user");
+    qs_chat_own(o, "\n<tool_response>\n");
+    qs_chat_text(o, qs_str_of(g[i].content, g[i].content_len));
+    qs_chat_own(o, "\n</tool_response>");
+    if (i + 1 == n || qs_chat_role(&g[i + 1]) != QS_ROLE_TOOL) qs_chat_own(o, "<|im_end|>\n");
+}
+
+static void qs_chat_walk(qs_chat_out *o, const qsae_message *g, size_t n, unsigned flags)
+{
+    size_t query = qs_chat_last_query(g, n);
+    qs_chat_system(o, g);
+    for (size_t i = 0; i < n; i++) {
+        switch (qs_chat_role(&g[i])) {
+        case QS_ROLE_USER: qs_chat_turn(o, "<|im_start|>user\n", &g[i]); break;
+        case QS_ROLE_SYSTEM:
+            if (i) qs_chat_turn(o, "<|im_start|>system\n", &g[i]);
+            break;
+        case QS_ROLE_ASSISTANT: qs_chat_answer(o, &g[i], i > query, i + 1 == n); break;
+        case QS_ROLE_TOOL: qs_chat_response(o, g, i, n); break;
+        case QS_ROLE_OTHER: break;
+        }
+    }
+    if (flags & QSAE_CHAT_NO_GENERATION) return;
+    qs_chat_own(o, "<|im_start|>assistant\n");
+    if (flags & QSAE_CHAT_NO_THINK) qs_chat_own(o, "<think>\n\n</think>\n\n");
+}
+
+/* ---- what the caller gave ---- */
+
+static qsae_status qs_check_message(const qsae_message *g, size_t i, unsigned flags, qsae_error *err)
+{
+    if (!g->role || (qs_chat_role(g) == QS_ROLE_OTHER && !(flags & QSAE_CHAT_ANY_ROLE)))
+        return qs_fail(err, QSAE_E_ARG, 0, "message %zu: role %.40s is not system, user, assistant or tool", i,
+                       g->role ? g->role : "NULL");
+    if ((!g->content && g->content_len) || (!g->reasoning && g->reasoning_len) ||
+        (!g->tool_calls && g->n_tool_calls) || (!g->tools && g->tools_len))
+        return qs_fail(err, QSAE_E_ARG, 0, "message %zu: NULL has a length", i);
+    if (g->tools && i) return qs_fail(err, QSAE_E_ARG, 0, "message %zu: only the first can have tools", i);
+    if ((g->reasoning || g->n_tool_calls) && qs_chat_role(g) != QS_ROLE_ASSISTANT)
+        return qs_fail(err, QSAE_E_ARG, 0, "message %zu: only an assistant reasons and calls tools", i);
+    for (size_t k = 0; k < g->n_tool_calls; k++) {
+        const qsae_tool_call *c = &g->tool_calls[k];
+        if ((!c->name && c->name_len) || (!c->arguments && c->arguments_len))
+            return qs_fail(err, QSAE_E_ARG, 0, "message %zu, tool call %zu: NULL has a length", i, k);
+    }
+    return QSAE_OK;
+}
+
+static qsae_status qs_check_chat(const qsae_model *m, const qsae_message *g, size_t n, unsigned flags,
+                                 qsae_error *err)
+{
+    const unsigned known =
+        QSAE_CHAT_NO_GENERATION | QSAE_CHAT_NO_THINK | QSAE_CHAT_SPECIAL | QSAE_CHAT_ANY_ROLE;
+    if (flags & ~known) return qs_fail(err, QSAE_E_ARG, 0, "chat: unknown flags 0x%x", flags);
+    if (!n) return qs_fail(err, QSAE_E_ARG, 0, "chat: there is no message");
+    for (size_t i = 0; i < n; i++) {
+        qsae_status st = qs_check_message(&g[i], i, flags, err);
+        if (st) return st;
+    }
+    if (m->info.chat_format == QSAE_CHAT_OTHER)
+        return qs_fail(err, QSAE_E_UNSUP, 0, "the checkpoint's chat template is not Qwen3's; convert it with "
+                       "--chat-template qwen3 if Qwen3's is right all the same");
+    return QSAE_OK;
+}
+
+/* Counts bytes and marks. */
+static qsae_status qs_chat_count(const qsae_message *g, size_t n, unsigned flags, qs_chat_out *o,
+                                 qsae_error *err)
+{
+    memset(o, 0, sizeof *o);
+    qs_chat_walk(o, g, n, flags);
+    if (o->overflow) return qs_fail(err, QSAE_E_LIMIT, 0, "the chat has more bytes than can be counted");
+    return QSAE_OK;
+}
+
+qsae_status qsae_chat_render(const qsae_model *model, const qsae_message *messages, size_t n_messages,
+                             unsigned flags, char *text, size_t cap, size_t *len, qsae_error *err)
+{
+    qs_chat_out o;
+    qsae_status st;
+    if (!model || (!messages && n_messages) || !len || (!text && cap))
+        return qs_fail(err, QSAE_E_ARG, 0, "chat: a pointer is NULL");
+    if ((st = qs_check_chat(model, messages, n_messages, flags, err)) ||
+        (st = qs_chat_count(messages, n_messages, flags, &o, err)))
+        return st;
+    memset(&o, 0, sizeof o);
+    o.text = text;
+    o.cap = cap;
+    qs_chat_walk(&o, messages, n_messages, flags);
+    *len = o.n;
+    if (o.n > cap) return qs_fail(err, QSAE_E_LIMIT, 0, "the chat has %zu bytes, the buffer holds %zu", o.n, cap);
+    return QSAE_OK;
+}
 
 #if defined(QSAE_NO_TOKENIZER)
 
@@ -6075,86 +6511,69 @@ qsae_status qsae_chat_tokens(const qsae_model *model, const qsae_message *messag
 
 #else
 
-typedef struct qs_chat {
-    const qsae_model *m;
-    int32_t *ids;
-    size_t cap, n; /* n counts on beyond cap */
-    qsae_error *err;
-} qs_chat;
-
-static void qs_chat_id(qs_chat *c, int32_t id)
+static int qs_chat_find(const qsae_model *m, const char *text, int32_t *id)
 {
-    if (c->n < c->cap) c->ids[c->n] = id;
-    c->n++;
+    return m->tok_blob && qs_tok_find_added(&m->tok, text, strlen(text), id);
 }
 
-/* head + text is one piece: the tokenizer sees no border between a role's line and its message */
-static qsae_status qs_chat_text(qs_chat *c, const char *head, const char *text, size_t len)
+/* Appends the ids of a part of the rendered text. *n counts on beyond cap. */
+static qsae_status qs_chat_part(const qsae_model *m, const char *text, size_t len, int special, int32_t *ids,
+                                size_t cap, size_t *n, qsae_error *err)
 {
-    const qsae_allocator *a = &c->m->file.alloc;
-    size_t n_head = strlen(head), size, n = 0;
-    if (!qs_add(n_head, len, &size) || size > INT32_MAX)
-        return qs_fail(c->err, QSAE_E_LIMIT, 0, "a message has %zu bytes, at most %d", len, INT32_MAX);
-    char *buf = qs_alloc(a, size);
-    if (!buf) return qs_fail(c->err, QSAE_E_NOMEM, 0, "no memory for a message of %zu bytes", len);
-    memcpy(buf, head, n_head);
-    if (len) memcpy(buf + n_head, text, len);
-    size_t room = c->n < c->cap ? c->cap - c->n : 0;
-    qsae_status st = qs_tokenize(c->m, buf, size, 0, room ? c->ids + c->n : NULL, room, &n, c->err);
-    qs_release(a, buf, size);
-    if (st == QSAE_OK) c->n += n;
+    size_t room = *n < cap ? cap - *n : 0, more = 0;
+    qsae_status st = qs_tokenize(m, text, len, special, room ? ids + *n : NULL, room, &more, err);
+    if (st == QSAE_OK) *n += more;
     return st;
 }
 
-static qsae_status qs_chat_special(const qsae_model *m, const char *text, int32_t *id, qsae_error *err)
+static qsae_status qs_chat_ids(const qsae_model *m, const qs_chat_out *o, unsigned flags, int32_t *ids,
+                               size_t cap, size_t *n, qsae_error *err)
 {
-    if (m->tok_blob && qs_tok_find_added(&m->tok, text, strlen(text), id)) return QSAE_OK;
-    return qs_fail(err, QSAE_E_STATE, 0, "the tokenizer has no %s token", text);
+    size_t from = 0;
+    qsae_status st;
+    int32_t id;
+    if (flags & QSAE_CHAT_SPECIAL) return qs_chat_part(m, o->text, o->n, 1, ids, cap, n, err);
+    for (size_t i = 0; i < o->n_marks; i++) {
+        const qs_mark *k = &o->marks[i];
+        if (!qs_chat_find(m, k->token, &id)) continue; /* then it is text to the reference, too */
+        if (k->at > from && (st = qs_chat_part(m, o->text + from, k->at - from, 0, ids, cap, n, err))) return st;
+        if (*n < cap) ids[*n] = id;
+        ++*n;
+        from = k->at + strlen(k->token);
+    }
+    return from < o->n ? qs_chat_part(m, o->text + from, o->n - from, 0, ids, cap, n, err) : QSAE_OK;
 }
 
 qsae_status qsae_chat_tokens(const qsae_model *model, const qsae_message *messages, size_t n_messages,
                              unsigned flags, int32_t *ids, size_t cap, size_t *n, qsae_error *err)
 {
+    qs_chat_out o, count;
+    qsae_status st;
+    size_t size, total = 0;
+    int32_t id;
     if (!model || (!messages && n_messages) || !n || (!ids && cap))
         return qs_fail(err, QSAE_E_ARG, 0, "chat: a pointer is NULL");
-    if (flags & ~(QSAE_CHAT_NO_GENERATION | QSAE_CHAT_NO_THINK))
-        return qs_fail(err, QSAE_E_ARG, 0, "chat: unknown flags 0x%x", flags);
-    qs_chat c = {model, ids, cap, 0, err};
-    int32_t start, end, think = 0, end_think = 0;
-    int no_think = (flags & QSAE_CHAT_NO_THINK) != 0;
-    qsae_status st;
-    if ((st = qs_chat_special(model, "<|im_start|>", &start, err)) ||
-        (st = qs_chat_special(model, "<|im_end|>", &end, err)) ||
-        (no_think && (st = qs_chat_special(model, "<think>", &think, err))) ||
-        (no_think && (st = qs_chat_special(model, "</think>", &end_think, err))))
+    if ((st = qs_check_chat(model, messages, n_messages, flags, err)) ||
+        (st = qs_chat_count(messages, n_messages, flags, &count, err)))
         return st;
-    for (size_t i = 0; i < n_messages; i++) {
-        const qsae_message *g = &messages[i];
-        const char *head = !g->role                           ? NULL
-                           : strcmp(g->role, "system") == 0    ? "system\n"
-                           : strcmp(g->role, "user") == 0      ? "user\n"
-                           : strcmp(g->role, "assistant") == 0 ? "assistant\n"
-                                                               : NULL;
-        if (!head || (!g->content && g->content_len))
-            return qs_fail(err, QSAE_E_ARG, 0, "message %zu: role %.40s is not system, user or assistant", i,
-                           g->role ? g->role : "NULL");
-        qs_chat_id(&c, start);
-        if ((st = qs_chat_text(&c, head, g->content, g->content_len)) != QSAE_OK) return st;
-        qs_chat_id(&c, end);
-        if ((st = qs_chat_text(&c, "\n", NULL, 0)) != QSAE_OK) return st;
-    }
-    if (!(flags & QSAE_CHAT_NO_GENERATION)) {
-        qs_chat_id(&c, start);
-        if ((st = qs_chat_text(&c, "assistant\n", NULL, 0)) != QSAE_OK) return st;
-        if (no_think) {
-            qs_chat_id(&c, think);
-            if ((st = qs_chat_text(&c, "\n\n", NULL, 0)) != QSAE_OK) return st;
-            qs_chat_id(&c, end_think);
-            if ((st = qs_chat_text(&c, "\n\n", NULL, 0)) != QSAE_OK) return st;
-        }
-    }
-    *n = c.n;
-    if (c.n > cap) return qs_fail(err, QSAE_E_LIMIT, 0, "the chat has %zu tokens, the buffer holds %zu", c.n, cap);
+    if (!qs_chat_find(model, "<|im_start|>", &id) || !qs_chat_find(model, "<|im_end|>", &id))
+        return qs_fail(err, QSAE_E_STATE, 0, "the file has no tokenizer with <|im_start|> and <|im_end|>");
+    if (count.n > INT32_MAX)
+        return qs_fail(err, QSAE_E_LIMIT, 0, "the chat has %zu bytes, at most %d", count.n, INT32_MAX);
+    if (!qs_mul(count.n_marks, sizeof(qs_mark), &size) || !qs_add(size, count.n, &size)) size = SIZE_MAX;
+    memset(&o, 0, sizeof o);
+    o.marks = size < SIZE_MAX ? qs_alloc(&model->file.alloc, size) : NULL;
+    if (!o.marks) return qs_fail(err, QSAE_E_NOMEM, 0, "no memory for a chat of %zu bytes", count.n);
+    o.cap_marks = count.n_marks;
+    o.text = (char *)(o.marks + count.n_marks);
+    o.cap = count.n;
+    qs_chat_walk(&o, messages, n_messages, flags);
+    st = qs_chat_ids(model, &o, flags, ids, cap, &total, err);
+    qs_release(&model->file.alloc, o.marks, size);
+    if (st) return st;
+    *n = total;
+    if (total > cap)
+        return qs_fail(err, QSAE_E_LIMIT, 0, "the chat has %zu tokens, the buffer holds %zu", total, cap);
     return QSAE_OK;
 }
 

@@ -148,17 +148,26 @@ typedef struct qsae_open_options {
 
 #define QSAE_MAX_EOS 8
 
+/* The checkpoint's chat template. The two of Qwen3 mean the same for messages whose fields are texts. */
+typedef enum qsae_chat_format {
+    QSAE_CHAT_QWEN3 = 0,   /* as published first; also where the checkpoint has no template */
+    QSAE_CHAT_QWEN3_LATER, /* as published later: what is not a text counts as an empty one */
+    QSAE_CHAT_OTHER        /* another: chats are refused */
+} qsae_chat_format;
+
 typedef struct qsae_model_info {
-    int32_t n_layers, d_model, n_heads, n_kv_heads, head_dim, d_ff, vocab_size;
+    int32_t n_layers, d_model, n_heads, n_kv_heads, head_dim, d_ff, vocab_size; /* n_layers 0: a file with
+                                       only a tokenizer; no ctx can be made of it */
     int32_t max_positions;          /* longest sequence the checkpoint declares (RoPE is exact beyond) */
     double rope_theta;
     float rms_eps;
     int32_t tied;                   /* 1: the output head is the embedding */
     int32_t n_eos, eos[QSAE_MAX_EOS]; /* tokens that end a generation */
     int32_t n_tokens;               /* entries of the tokenizer, 0 if the file has none */
-    const char *weight_type;        /* "f32", "bf16", or "mixed"; constant */
+    const char *weight_type;        /* "f32", "bf16", "mixed", or "none"; constant */
     qsae_isa isa;                   /* kernels in use */
     uint64_t file_size;             /* bytes */
+    int32_t chat_format;            /* qsae_chat_format */
 } qsae_model_info;
 
 /* Opens a model file. The header, the directory and the tokenizer are validated completely; weight pages
@@ -208,19 +217,48 @@ QSAE_API const char *qsae_token_text(const qsae_model *model, int32_t id, size_t
  * for the next token. Bytes that can never become a character count as complete. */
 QSAE_API size_t qsae_utf8_complete(const char *text, size_t len);
 
+typedef struct qsae_tool_call {
+    const char *name;      /* UTF-8 */
+    size_t name_len;
+    const char *arguments; /* JSON text, put in as it is */
+    size_t arguments_len;
+} qsae_tool_call;
+
+/* Only role and content are needed: zero the rest. */
 typedef struct qsae_message {
-    const char *role;    /* "system", "user" or "assistant" */
-    const char *content; /* UTF-8; control tokens inside it are read as plain text */
+    const char *role;      /* "system", "user", "assistant" or "tool" (the response to a tool call) */
+    const char *content;   /* UTF-8; may be NULL if content_len is 0 */
     size_t content_len;
+    const char *reasoning; /* assistant. NULL: what stands before </think> in the content, if anything does */
+    size_t reasoning_len;
+    const qsae_tool_call *tool_calls; /* assistant: [n_tool_calls] */
+    size_t n_tool_calls;
+    const char *tools;     /* first message, whatever its role: the tools offered, one JSON object a line; */
+    size_t tools_len;      /* NULL: none */
 } qsae_message;
 
 #define QSAE_CHAT_NO_GENERATION 1u /* do not open an assistant turn at the end */
 #define QSAE_CHAT_NO_THINK      2u /* append the empty <think></think> block to the opened turn */
+#define QSAE_CHAT_SPECIAL       4u /* tokens: recognise added tokens inside the messages, too */
+#define QSAE_CHAT_ANY_ROLE      8u /* skip a message of any other role, as the template does; else ARG */
 
-/* Renders messages in Qwen3's chat format (ChatML) and tokenizes them.
- * ids, cap, n, returns, threads and allocation: as qsae_tokenize; ARG for an unknown role; STATE if the
- * tokenizer lacks <|im_start|> or <|im_end|>. Source: chat_template of Qwen3's tokenizer_config.json
- * (plain turns; tools and earlier reasoning are not rendered). */
+/* Renders messages as Qwen3's chat_template does: ChatML turns; the tools in the system turn; tool responses
+ * that follow one another in one user turn; reasoning only in answers after the last message of a user,
+ * and there in an empty block if the last answer has none.
+ *   text   [cap]; may be NULL if cap is 0; not NUL-terminated
+ *   len    receives the number of bytes the text has, also when that exceeds cap
+ * Returns QSAE_OK; LIMIT if *len > cap (the first cap bytes are written); ARG for no messages, an unknown role,
+ * or a field that its role does not have; UNSUP if the checkpoint's template was found not to be Qwen3's.
+ * Threads: any. Allocates: nothing. Source: chat_template of Qwen3's tokenizer_config.json. */
+QSAE_API qsae_status qsae_chat_render(const qsae_model *model, const qsae_message *messages,
+                                      size_t n_messages, unsigned flags, char *text, size_t cap,
+                                      size_t *len, qsae_error *err);
+
+/* The same as token ids. What the template itself writes, <|im_start|> and the like, becomes control tokens;
+ * the same characters inside a message stay text, so a message cannot forge a turn (QSAE_CHAT_SPECIAL: they
+ * are recognised, and the ids are those of the rendered text).
+ * ids, cap, n, returns, threads and allocation: as qsae_tokenize, and as above; STATE if the tokenizer lacks
+ * <|im_start|> or <|im_end|>. */
 QSAE_API qsae_status qsae_chat_tokens(const qsae_model *model, const qsae_message *messages,
                                       size_t n_messages, unsigned flags, int32_t *ids, size_t cap,
                                       size_t *n, qsae_error *err);
@@ -454,7 +492,7 @@ typedef struct qsae_ctx_options {
 /* Bytes of the one block that qsae_ctx_create will ask for; 0 if the options are not valid. */
 QSAE_API size_t qsae_ctx_size(const qsae_model *model, const qsae_ctx_options *options);
 
-/* A new, empty timeline; the model is borrowed. Returns OK, ARG, LIMIT, NOMEM. Allocates: one block,
+/* A new, empty timeline; the model is borrowed. Returns OK, ARG, LIMIT, NOMEM, STATE (no weights). Allocates: one block,
  * written once so that memory that is not there shows now and not in eval. */
 QSAE_API qsae_status qsae_ctx_create(const qsae_model *model, const qsae_ctx_options *options,
                                      qsae_ctx **out, qsae_error *err);
@@ -511,21 +549,50 @@ QSAE_API const float *qsae_logits(const qsae_ctx *ctx);
 /* ---------------------------------------------------------------------------------------------------
  * 11 Sampling */
 
+/* Every field may be zero. The steps and their order, those of Hugging Face's generate():
+ *   1 repetition  for every id in the history, once: logit * r if it is below 0, else logit / r
+ *   2 presence    for every id generated, once: logit - presence (Hugging Face has no such step; this is vLLM's)
+ *   3 temperature logit / temperature
+ *   4 top-k       what is below the k-th largest goes; ties with the k-th stay
+ *   5 top-p       of what is left, the largest that together have probability top_p stay, the one that reaches it
+ *                 included, at least one; ties to the lower id (Hugging Face leaves that open)
+ *   6 min-p       what is less than min_p times as likely as the largest goes */
 typedef struct qsae_sample_options {
-    float temperature; /* 0: the largest logit, ties to the lower id */
+    float temperature; /* 0: after steps 1 and 2, the largest logit, ties to the lower id */
     int32_t top_k;     /* 0: all */
-    float top_p;       /* 0: 1 */
-    float min_p;       /* 0: none */
+    float top_p;       /* 0..1; 0: 1 */
+    float min_p;       /* 0..1 */
     uint64_t seed;
+    float repetition_penalty; /* r > 0; 0: 1, none */
+    float presence_penalty;   /* 0: none */
+    const int32_t *history;   /* [n_history] for the penalties: the prompt, then what was generated; such as */
+    size_t n_history;         /* qsae_ctx_tokens */
+    size_t n_prompt;          /* so many of the history are the prompt */
 } qsae_sample_options;
+
+/* What Qwen recommends for Qwen3 (both advise against greedy decoding when thinking; where answers repeat
+ * themselves, a presence_penalty of up to 2). */
+typedef enum qsae_preset {
+    QSAE_PRESET_GREEDY = 0,   /* all zero */
+    QSAE_PRESET_THINKING,     /* temperature 0.6, top-p 0.95, top-k 20, min-p 0 */
+    QSAE_PRESET_NON_THINKING, /* temperature 0.7, top-p 0.8, top-k 20, min-p 0 */
+    QSAE_PRESET_COUNT
+} qsae_preset;
+
+/* "greedy", "thinking", "non-thinking"; NULL if not a preset. */
+QSAE_API const char *qsae_preset_name(qsae_preset preset);
+/* Its settings, all other fields zero; all zero if not a preset. */
+QSAE_API qsae_sample_options qsae_preset_options(qsae_preset preset);
 
 /* Bytes of scratch for qsae_sample over n logits. */
 QSAE_API size_t qsae_sample_scratch_size(size_t n);
 
-/* Picks one id: temperature, then top-k, top-p, min-p (the order of Hugging Face's processors). A pure
- * function: the random number depends on seed and position alone, so resuming equals running through.
- *   logits [n]; scratch [scratch_size] bytes, any alignment; not needed (NULL) if temperature is 0
- * Returns OK, ARG, NUM (a logit is NaN or +Inf, or all are -Inf). Threads: any. Allocates: nothing. */
+/* Picks one id. A pure function: the random number depends on seed and position alone, so resuming equals
+ * running through.
+ *   logits [n]; scratch [scratch_size] bytes, any alignment; not needed (NULL) for the largest logit without
+ *   penalties
+ * Returns OK, ARG, NUM (a logit is NaN or +Inf, also after the penalties, or all are -Inf). Threads: any.
+ * Allocates: nothing. */
 QSAE_API qsae_status qsae_sample(const float *logits, size_t n, const qsae_sample_options *options,
                                  uint64_t position, void *scratch, size_t scratch_size, int32_t *id,
                                  qsae_error *err);
@@ -562,7 +629,12 @@ typedef struct qsae_file_header { /* 64 bytes at offset 0 */
     uint64_t hash;               /* XXH64 (seed 0) of header, records, directory, with this field 0 */
 } qsae_file_header;
 
-enum { QSAE_MODEL_TIED = 1 };    /* flags */
+enum { /* flags */
+    QSAE_MODEL_TIED = 1,
+    QSAE_MODEL_TOKENIZER_ONLY = 2, /* no weights: all sizes but vocab_size are 0 */
+    QSAE_MODEL_CHAT_OTHER = 4,     /* qsae_chat_format; neither bit: QSAE_CHAT_QWEN3 */
+    QSAE_MODEL_CHAT_LATER = 8
+};
 
 typedef struct qsae_model_record { /* 256 bytes */
     char name[64];               /* UTF-8, NUL-padded */

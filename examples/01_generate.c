@@ -57,7 +57,7 @@ int main(int argc, char **argv)
 {
     const char *path = argc > 1 ? argv[1] : "build/toy.qsae";
     const char *ask = argc > 2 ? argv[2] : "Where does a duck live?";
-    qsae_message message = {"user", ask, strlen(ask)};
+    qsae_message message = {.role = "user", .content = ask, .content_len = strlen(ask)};
     qsae_model *model;
     qsae_ctx *ctx;
     qsae_error e;

@@ -45,7 +45,7 @@ static void *memory(size_t size)
 
 static size_t chat(const char *ask, int32_t *ids)
 {
-    qsae_message m = {"user", ask, strlen(ask)};
+    qsae_message m = {.role = "user", .content = ask, .content_len = strlen(ask)};
     size_t n;
     need(qsae_chat_tokens(model, &m, 1, QSAE_CHAT_NO_THINK, ids, MAX_TOKENS, &n, &e));
     need(qsae_ctx_rewind(ctx, 0, &e));

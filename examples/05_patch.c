@@ -25,7 +25,7 @@ static void failed(const qsae_error *e)
 static size_t chat(const qsae_model *model, const char *ask, int32_t *ids)
 {
     qsae_error e;
-    qsae_message message = {"user", ask, strlen(ask)};
+    qsae_message message = {.role = "user", .content = ask, .content_len = strlen(ask)};
     size_t n;
     if (qsae_chat_tokens(model, &message, 1, QSAE_CHAT_NO_THINK, ids, MAX_TOKENS, &n,
                          &e))

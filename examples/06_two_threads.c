@@ -26,7 +26,8 @@ typedef struct job {
 static qsae_status answer(job *j, qsae_ctx *ctx)
 {
     qsae_model_info info;
-    qsae_message message = {"user", j->ask, strlen(j->ask)};
+    qsae_message message = {
+        .role = "user", .content = j->ask, .content_len = strlen(j->ask)};
     qsae_sample_options greedy = {0};
     int32_t ids[MAX_TOKENS];
     size_t n;

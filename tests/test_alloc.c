@@ -267,7 +267,7 @@ static void check_silent(void)
     uint32_t index[4 * 60];
     float value[4 * 60], y[4 * 24];
     qsae_rows r = {0, start, index, value, 4 * 60};
-    qsae_sample_options so = {1, 10, 0.9f, 0.01f, 7};
+    qsae_sample_options so = {.temperature = 1, .top_k = 10, .top_p = 0.9f, .min_p = 0.01f, .seed = 7};
     int32_t id;
     qsae_error e;
     tiny_heap before[3] = {s->model_heap, s->sae_heap, s->ctx_heap};
@@ -293,7 +293,8 @@ static void check_silent(void)
 static void check_tokenizer(const char *build)
 {
     static const char text[] = "How do I kill a process?\n\n42 \303\274ber <|im_end|>";
-    const qsae_message chat[2] = {{"user", text, sizeof text - 1}, {"assistant", "x", 1}};
+    const qsae_message chat[2] = {{.role = "user", .content = text, .content_len = sizeof text - 1},
+                                  {.role = "assistant", .content = "x", .content_len = 1}};
     char path[600];
     tiny_heap h;
     qsae_open_options o;

@@ -164,7 +164,7 @@ static void check_no_tokenizer(void)
 {
     int32_t ids[4] = {7, 7, 7, 7};
     size_t n = 99, len = 99;
-    qsae_message msg = {"user", "x", 1};
+    qsae_message msg = {.role = "user", .content = "x", .content_len = 1};
     FAILS(qsae_tokenize(model, "x", 1, 0, ids, 4, &n, &err), QSAE_E_STATE, "no tokenizer");
     FAILS(qsae_tokenize(NULL, "x", 1, 0, ids, 4, &n, &err), QSAE_E_ARG, "NULL");
     FAILS(qsae_tokenize(model, NULL, 1, 0, ids, 4, &n, &err), QSAE_E_ARG, "NULL");
@@ -178,7 +178,7 @@ static void check_no_tokenizer(void)
     FAILS(qsae_chat_tokens(model, NULL, 1, 0, ids, 4, &n, &err), QSAE_E_ARG, "NULL");
     FAILS(qsae_chat_tokens(model, &msg, 1, 0, NULL, 4, &n, &err), QSAE_E_ARG, "NULL");
     FAILS(qsae_chat_tokens(model, &msg, 1, 0, ids, 4, NULL, &err), QSAE_E_ARG, "NULL");
-    FAILS(qsae_chat_tokens(model, &msg, 1, 4, ids, 4, &n, &err), QSAE_E_ARG, "flags 0x4");
+    FAILS(qsae_chat_tokens(model, &msg, 1, 16, ids, 4, &n, &err), QSAE_E_ARG, "flags 0x10");
     CHECK(n == 99 && ids[0] == 7 && ids[3] == 7);
     CHECK(qsae_tokenize(model, "x", 1, 0, ids, 4, &n, NULL) == QSAE_E_STATE);
     CHECK(qsae_token_text(model, 0, &len) == NULL && len == 0);

@@ -658,7 +658,8 @@ static void test_toy_prompt(const st_file *f, const char *path, const qsae_model
     int32_t *own = must(calloc(n + 1, sizeof *own));
     qsae_error e = {QSAE_OK, 0, ""};
     if (ask) {
-        qsae_message message = {"user", (const char *)ask->data, (size_t)ask->n};
+        qsae_message message = {
+            .role = "user", .content = (const char *)ask->data, .content_len = (size_t)ask->n};
         qsae_status st = qsae_chat_tokens(m, &message, 1, 0, own, n, &n_ids, &e);
         check_named(st == QSAE_OK && n_ids == n &&
                         memcmp(own, ids, n * sizeof *ids) == 0,

@@ -21,7 +21,13 @@ static int32_t draw(const float *x, size_t n, qsae_sample_options o, uint64_t po
 
 static qsae_sample_options options(float temperature, int32_t top_k, float top_p, float min_p, uint64_t seed)
 {
-    qsae_sample_options o = {temperature, top_k, top_p, min_p, seed};
+    qsae_sample_options o;
+    memset(&o, 0, sizeof o);
+    o.temperature = temperature;
+    o.top_k = top_k;
+    o.top_p = top_p;
+    o.min_p = min_p;
+    o.seed = seed;
     return o;
 }
 
@@ -52,8 +58,11 @@ static void reference(const float *x, qsae_sample_options o, double *p)
         for (int j = 0; j < N; j++) rank[i] += j != i && larger(p, j, i);
         order[rank[i]] = i;
     }
-    for (int i = 0; i < N; i++)
-        if (o.top_k && rank[i] >= o.top_k) p[i] = 0;
+    if (o.top_k && o.top_k < N) { /* ties with the k-th stay */
+        double least = p[order[o.top_k - 1]];
+        for (int i = 0; i < N; i++)
+            if (p[i] < least) p[i] = 0;
+    }
     normalize(p);
     double before = 0; /* the share of the larger ones */
     for (int r = 0; o.top_p > 0 && r < N; r++) {
@@ -113,7 +122,8 @@ static void check_distributions(void)
     check_frequencies(x, options(1, 30, 0.99f, 0, 9));
     for (int i = 0; i < N; i++) x[i] = 1;
     check_frequencies(x, options(1, 0, 0, 0, 10));
-    check_frequencies(x, options(100, 5, 0, 0, 10)); /* the five lowest ids */
+    check_frequencies(x, options(100, 5, 0, 0, 10)); /* all: they tie */
+    check_frequencies(x, options(100, 5, 0.5f, 0, 10)); /* the lower half of the ids */
 }
 
 /* ---- edges ---- */
@@ -128,9 +138,10 @@ static void check_greedy(void)
     CHECK(qsae_sample(x, N, NULL, 0, NULL, 0, &id, &e) == QSAE_OK && id == 11);
     for (uint64_t pos = 0; pos < 20; pos++) {
         CHECK(draw(x, N, options(0, 3, 0.5f, 0.5f, pos), pos) == 11);
-        CHECK(draw(x, N, options(1, 1, 0, 0, pos), pos) == 11);       /* top-1: ties to the lower id */
+        int32_t tied = draw(x, N, options(1, 1, 0, 0, pos), pos);     /* top-1: ties stay */
+        CHECK(tied == 11 || tied == 12 || tied == 30);
         CHECK(draw(x, N, options(1, 0, 1e-6f, 0, pos), pos) == 11);   /* at least one stays */
-        CHECK(draw(x, N, options(1e-30f, 1, 0, 0, pos), pos) == 11);
+        CHECK(draw(x, N, options(1e-30f, 1, 1e-6f, 0, pos), pos) == 11);
     }
     x[0] = 2;
     CHECK(draw(x, N, options(0, 0, 0, 0, 0), 0) == 0);
@@ -164,8 +175,8 @@ static void check_filters(void)
     for (int i = 0; i < N; i++) x[i] = -20;
     x[3] = x[17] = x[21] = x[39] = 0; /* four of a quarter each; the rest is below rounding */
     CHECK(support(x, options(1, 4, 0, 0, 1)) == (1ull << 3 | 1ull << 17 | 1ull << 21 | 1ull << 39));
-    CHECK(support(x, options(1, 3, 0, 0, 1)) == (1ull << 3 | 1ull << 17 | 1ull << 21));
-    CHECK(support(x, options(1, 2, 0, 0, 1)) == (1ull << 3 | 1ull << 17));
+    for (int k = 1; k < 4; k++) /* ties with the k-th stay, as in Hugging Face */
+        CHECK(support(x, options(1, k, 0, 0, 1)) == (1ull << 3 | 1ull << 17 | 1ull << 21 | 1ull << 39));
     CHECK(support(x, options(1, 4, 0.5f, 0, 1)) == (1ull << 3 | 1ull << 17)); /* exactly half */
     CHECK(support(x, options(1, 4, 0.51f, 0, 1)) == (1ull << 3 | 1ull << 17 | 1ull << 21));
     CHECK(support(x, options(1, 0, 0.24f, 0, 1)) == 1ull << 3);
@@ -176,6 +187,59 @@ static void check_filters(void)
     CHECK(support(x, options(2, 0, 0, 0.5f, 1)) ==
           (1ull << 3 | 1ull << 17 | 1ull << 21 | 1ull << 39)); /* after the temperature */
     CHECK(support(x, options(1, 0, 0, 0.9999999f, 1)) == (1ull << 3 | 1ull << 21 | 1ull << 39));
+    CHECK(support(x, options(1, 0, 0, 1, 1)) == (1ull << 3 | 1ull << 21 | 1ull << 39));
+    CHECK(support(x, options(1, 0, 1, 0, 1)) == support(x, options(1, 0, 0, 0, 1)));
+}
+
+/* Penalties: the same as logits that were changed beforehand, and each id counted once. */
+static void check_penalties(void)
+{
+    static const int32_t history[] = {5, 9, 5, 30, 9, 0, 5, 30};
+    enum { LEN = 8, PROMPT = 4 };
+    float x[N], y[N];
+    for (uint64_t s = 1; s <= 40; s++) {
+        qsae_sample_options plain = options(s % 3 ? 0.8f : 0, s % 2 ? 10 : 0, s % 5 ? 0 : 0.9f, 0, s);
+        qsae_sample_options o = plain;
+        random_logits(x, s, 3);
+        memcpy(y, x, sizeof x);
+        o.history = history;
+        o.n_history = LEN;
+        o.n_prompt = PROMPT;
+        o.repetition_penalty = s % 4 ? 1.3f : 0;
+        o.presence_penalty = s % 7 ? 0.75f : 0;
+        for (int i = 0; i < N; i++) {
+            int before = i == 5 || i == 9 || i == 30 || i == 0, made = i == 9 || i == 0 || i == 5 || i == 30;
+            if (before && o.repetition_penalty != 0) y[i] = y[i] < 0 ? y[i] * 1.3f : y[i] / 1.3f;
+            if (made) y[i] -= o.presence_penalty;
+        }
+        for (uint64_t pos = 0; pos < 50; pos++) CHECK(draw(x, N, o, pos) == draw(y, N, plain, pos));
+        o.n_prompt = LEN; /* nothing generated: only the repetition counts */
+        memcpy(y, x, sizeof x);
+        for (int i = 0; i < N && o.repetition_penalty != 0; i++)
+            if (i == 5 || i == 9 || i == 30 || i == 0) y[i] = y[i] < 0 ? y[i] * 1.3f : y[i] / 1.3f;
+        for (uint64_t pos = 0; pos < 50; pos++) CHECK(draw(x, N, o, pos) == draw(y, N, plain, pos));
+    }
+    random_logits(x, 3, 2);
+    qsae_sample_options o = options(1.1f, 0, 0, 0, 3);
+    o.repetition_penalty = 1;
+    o.history = history;
+    o.n_history = LEN;
+    CHECK(draw(x, N, o, 4) == draw(x, N, options(1.1f, 0, 0, 0, 3), 4)); /* 1 is none */
+}
+
+static void check_presets(void)
+{
+    qsae_sample_options t = qsae_preset_options(QSAE_PRESET_THINKING);
+    qsae_sample_options n = qsae_preset_options(QSAE_PRESET_NON_THINKING);
+    qsae_sample_options g = qsae_preset_options(QSAE_PRESET_GREEDY);
+    CHECK(t.temperature == 0.6f && t.top_p == 0.95f && t.top_k == 20 && t.min_p == 0);
+    CHECK(n.temperature == 0.7f && n.top_p == 0.8f && n.top_k == 20 && n.min_p == 0);
+    CHECK(g.temperature == 0 && g.top_k == 0 && g.top_p == 0 && g.seed == 0 && !g.history);
+    CHECK(qsae_preset_options(QSAE_PRESET_COUNT).temperature == 0);
+    CHECK_STR(qsae_preset_name(QSAE_PRESET_GREEDY), "greedy");
+    CHECK_STR(qsae_preset_name(QSAE_PRESET_THINKING), "thinking");
+    CHECK_STR(qsae_preset_name(QSAE_PRESET_NON_THINKING), "non-thinking");
+    CHECK(qsae_preset_name(QSAE_PRESET_COUNT) == NULL);
 }
 
 /* The same arguments give the same id; seed and position both matter. */
@@ -236,10 +300,38 @@ static void check_errors(void)
     fails(x, N, options(1, 0, -0.1f, 0, 0), scratch, size, QSAE_E_ARG, "top_p is -0.1");
     fails(x, N, options(1, 0, 1.5f, 0, 0), scratch, size, QSAE_E_ARG, "top_p is 1.5");
     fails(x, N, options(1, 0, NAN, 0, 0), scratch, size, QSAE_E_ARG, "top_p is");
-    fails(x, N, options(1, 0, 0, 1, 0), scratch, size, QSAE_E_ARG, "min_p is 1");
+    fails(x, N, options(1, 0, 0, 1.5f, 0), scratch, size, QSAE_E_ARG, "min_p is 1.5");
     fails(x, N, options(1, 0, 0, NAN, 0), scratch, size, QSAE_E_ARG, "min_p is");
     fails(x, N, options(1, 0, 0, -1, 0), scratch, size, QSAE_E_ARG, "min_p is -1");
     fails(x, N, options(0, -1, 0, 0, 0), NULL, 0, QSAE_E_ARG, "top_k is -1"); /* greedy, too */
+    int32_t history[2] = {0, N};
+    qsae_sample_options h = o;
+    h.history = history;
+    h.n_history = 2;
+    fails(x, N, h, scratch, size, QSAE_E_ARG, "id 1 of the history is 40, there are 40 logits");
+    history[1] = -1;
+    fails(x, N, h, scratch, size, QSAE_E_ARG, "id 1 of the history is -1");
+    history[1] = 1;
+    h.n_prompt = 3;
+    fails(x, N, h, scratch, size, QSAE_E_ARG, "2 ids, 3 of them the prompt");
+    h.n_prompt = 0;
+    h.history = NULL;
+    fails(x, N, h, scratch, size, QSAE_E_ARG, "at NULL");
+    h.history = history;
+    h.repetition_penalty = -1;
+    fails(x, N, h, scratch, size, QSAE_E_ARG, "repetition_penalty is -1");
+    h.repetition_penalty = NAN;
+    fails(x, N, h, scratch, size, QSAE_E_ARG, "repetition_penalty is");
+    h.repetition_penalty = 0;
+    h.presence_penalty = INFINITY;
+    fails(x, N, h, scratch, size, QSAE_E_ARG, "presence_penalty is inf");
+    h.presence_penalty = 1;
+    h.temperature = 0;
+    fails(x, N, h, NULL, 0, QSAE_E_ARG, "scratch has 0 bytes"); /* penalties need it, greedy too */
+    h.presence_penalty = -3e38f;
+    x[0] = 3e38f;
+    fails(x, N, h, scratch, size, QSAE_E_NUM, "after the penalties");
+    x[0] = 0;
     fails(NULL, N, o, scratch, size, QSAE_E_ARG, "NULL");
     fails(x, 0, o, scratch, size, QSAE_E_ARG, "0 logits");
     fails(x, (size_t)INT32_MAX + 1, o, scratch, size, QSAE_E_ARG, "2147483648 logits");
@@ -270,6 +362,8 @@ int main(void)
     check_distributions();
     check_greedy();
     check_filters();
+    check_penalties();
+    check_presets();
     check_purity();
     check_sizes();
     check_errors();

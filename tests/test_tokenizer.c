@@ -568,6 +568,53 @@ static void test_bad_blobs(void)
 }
 
 /* Cut and corrupted tokenizer.json: error or a blob that binds. */
+/* What the other refusals leave of the catalogue of bad tokenizer files: keys twice (T3), surrogates (T7), sizes
+   (T8), the names of sections inside strings (T11), an end at every byte (T12). */
+static void test_catalogue(void)
+{
+    static const char twins[] = "\"content\":\"\\ud83d\\ude00\"";
+    static const char names[] = "\"content\":\"\\\"vocab\\\":{\\\"merges\\\":[\"";
+    char big[1200] = "\"content\":\"", err[512] = "", *json;
+    size_t len, k, n, built = 0;
+    uint8_t *b;
+    int32_t id = 0;
+    qs_tok t;
+    qsae_error e;
+
+    refuse("\"ab\":256", "\"ab\":256,\"ab\":299", "appears twice");
+    refuse("\"content\":\"<think>\"", "\"content\":\"\\ud83d\"", "surrogate");
+    refuse("\"content\":\"<think>\"", "\"content\":\"\\ude00\\ud83d\"", "surrogate");
+    memset(big + strlen(big), 'a', 1025);
+    strcat(big, "\"");
+    refuse("\"content\":\"<think>\"", big, "1024");
+    for (k = 0; k < 2; k++) {
+        const char *to = k ? names : twins;
+        json = malloc(1 << 17);
+        char *good = make_json(0), *at = strstr(good, "\"content\":\"<think>\"");
+        sprintf(json, "%.*s%s%s", (int)(at - good), good, to, at + strlen("\"content\":\"<think>\""));
+        CHECK(tok_build_from_json(json, strlen(json), &b, &n, err, sizeof err));
+        uint8_t *c = aligned(b, n);
+        CHECK(qs_tok_bind(&t, c, n, &e) == QSAE_OK);
+        CHECK(k ? qs_tok_find_added(&t, "\"vocab\":{\"merges\":[", 19, &id)
+                : qs_tok_find_added(&t, "\360\237\230\200", 4, &id));
+        CHECK(id == 303);
+        free(c);
+        free(b);
+        free(good);
+        free(json);
+    }
+    json = make_json(0);
+    len = strlen(json);
+    for (k = 0; k < len; k++) {
+        char *cut = malloc(k ? k : 1);   /* ends where the text does, for the sanitizers */
+        memcpy(cut, json, k);
+        built += (size_t)tok_build_from_json(cut, k, &b, &n, err, sizeof err);
+        free(cut);
+    }
+    CHECK(built == 0);
+    free(json);
+}
+
 static void test_bad_json(void)
 {
     char *json = make_json(1), err[512];
@@ -609,6 +656,7 @@ int main(void)
     test_scratch();
     test_merges();
     test_bad_blobs();
+    test_catalogue();
     test_bad_json();
     return test_done("test_tokenizer");
 }

@@ -28,7 +28,9 @@ static const char usage[] =
     "FOLDER is a Qwen3 checkpoint as Hugging Face saves it (config.json,\n"
     "*.safetensors, tokenizer.json), or a SAELens SAE (cfg.json,\n"
     "sae_weights.safetensors). Several SAE folders become one suite. Weights keep\n"
-    "their stored values: bf16 stays bf16, f16 and f32 become f32.\n"
+    "their stored values: bf16 stays bf16, f16 and f32 become f32. A folder with\n"
+    "tokenizer.json and neither configuration nor weights becomes a file that holds\n"
+    "the tokenizer alone.\n"
     "\n"
     "  -o, --out FILE        the file to write; it appears whole or not at all\n"
     "      --type f32|bf16   every matrix in this type (bf16 rounds to nearest even)\n"
@@ -38,6 +40,7 @@ static const char usage[] =
     "model:\n"
     "      --head tied|stored  which output head, where config and tensors disagree\n"
     "      --no-tokenizer    leave the tokenizer out\n"
+    "      --chat-template qwen3  chats are Qwen3's, whatever template the folder has\n"
     "SAE:\n"
     "      --site SITE --layer N          what it reads: resid_pre, attn_z, attn_out,\n"
     "                                     resid_mid, mlp_input, mlp_out, resid_post\n"
@@ -238,6 +241,7 @@ enum {
     OPT_IGNORE,
     OPT_HEAD,
     OPT_NO_TOKENIZER,
+    OPT_CHAT_TEMPLATE,
     OPT_SITE,
     OPT_LAYER,
     OPT_SITE_OUT,
@@ -253,6 +257,7 @@ static const args_option options[] = {
     {"ignore-key", 0, OPT_IGNORE, ARGS_VALUE | ARGS_MANY},
     {"head", 0, OPT_HEAD, ARGS_VALUE},
     {"no-tokenizer", 0, OPT_NO_TOKENIZER, 0},
+    {"chat-template", 0, OPT_CHAT_TEMPLATE, ARGS_VALUE},
     {"site", 0, OPT_SITE, ARGS_VALUE},
     {"layer", 0, OPT_LAYER, ARGS_VALUE},
     {"site-out", 0, OPT_SITE_OUT, ARGS_VALUE},
@@ -306,6 +311,12 @@ static int take(convert_options *o, int *force, const args *a, int id)
     case OPT_NAME: o->name = a->value; break;
     case OPT_FORCE: *force = 1; break;
     case OPT_NO_TOKENIZER: o->no_tokenizer = 1; break;
+    case OPT_CHAT_TEMPLATE:
+        o->assume_chat = 1;
+        if (strcmp(a->value, "qwen3") != 0)
+            return complain(CMD_USAGE, "--chat-template: '%.60s' is not qwen3",
+                            a->value);
+        break;
     case OPT_TYPE:
         status = take_word("--type", a->value, "f32", "bf16", &word);
         o->type = word == 1 ? QSAE_TYPE_F32 : QSAE_TYPE_BF16;
@@ -349,7 +360,19 @@ static int may_replace(const char *path, int force)
                     "%s exists and is not a .qsae file; --force replaces it", path);
 }
 
-/* 1: SAELens, 0: checkpoint, -1: neither */
+/* Neither kind of folder: only a tokenizer? */
+static int only_tokenizer(const char *dir)
+{
+    static const char *const weights[] = {
+        "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+        "pytorch_model.bin.index.json", "sae_weights.safetensors"};
+    for (size_t i = 0; i < sizeof weights / sizeof weights[0]; i++)
+        if (convert_exists(dir, weights[i]))
+            return 0;
+    return convert_exists(dir, "tokenizer.json");
+}
+
+/* 2: a tokenizer alone, 1: SAELens, 0: checkpoint, -1: none of them */
 static int folder_kind(const char *dir, char *err, size_t cap)
 {
     struct stat st;
@@ -368,6 +391,8 @@ static int folder_kind(const char *dir, char *err, size_t cap)
         return err_set(err, cap,
                        "%s: holds both config.json (a model) and cfg.json (an SAE)",
                        shown.text);
+    if (!model && !sae && only_tokenizer(dir))
+        return 2;
     if (!model && !sae)
         return err_set(
             err, cap,
@@ -383,7 +408,7 @@ static int convert_folders(const char *const *dirs, int n, const convert_options
     int kind = folder_kind(dirs[0], err, cap);
     for (int i = 1; i < n && kind >= 0; i++) {
         int other = folder_kind(dirs[i], err, cap);
-        if (other == 0 || (other > 0 && kind == 0))
+        if (other == 0 || other == 2 || (other > 0 && kind != 1))
             return err_set(
                 err, cap,
                 "several folders make a suite of SAEs; a model goes into a file of "
@@ -395,17 +420,26 @@ static int convert_folders(const char *const *dirs, int n, const convert_options
         return -1;
     int sae_option = o->site >= 0 || o->layer >= 0 || o->site_out >= 0 ||
                      o->layer_out >= 0 || o->norm_scale > 0;
-    if (kind == 0 && sae_option)
+    if (kind != 1 && sae_option)
         return err_set(err, cap,
                        "%s is a model; --site, --layer and --norm-scale are for SAEs",
                        name_z(dirs[0]).text);
-    if (kind == 1 && (o->head || o->no_tokenizer))
+    if (kind == 1 && (o->head || o->no_tokenizer || o->assume_chat))
+        return err_set(
+            err, cap,
+            "%s is an SAE; --head, --no-tokenizer and --chat-template are for "
+            "models",
+            name_z(dirs[0]).text);
+    if (kind == 2 && (o->head || o->no_tokenizer || o->type || o->n_ignore))
         return err_set(err, cap,
-                       "%s is an SAE; --head and --no-tokenizer are for models",
+                       "%s has only a tokenizer; --head, --no-tokenizer, --type and "
+                       "--ignore-key are for weights",
                        name_z(dirs[0]).text);
     if (n > 1 && (o->name || sae_option))
         return err_set(err, cap,
                        "--name, --site, --layer and --norm-scale go with one folder");
+    if (kind == 2)
+        return convert_tokenizer(dirs[0], o, err, cap);
     return kind == 1 ? convert_sae(dirs, n, o, err, cap)
                      : convert_model(dirs[0], o, err, cap);
 }

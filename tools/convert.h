@@ -3,6 +3,7 @@
  *     convert.c         the command: options, kinds of folders, reading small files
  *     convert_config.c  config.json and generation_config.json of a Qwen3 checkpoint
  *     convert_model.c   its tensors and tokenizer, written as a model file
+ *     convert_tokenizer.c  tokenizer and chat template; a folder that has nothing else
  *     convert_sae.c     SAELens folders, written as an SAE file
  *
  * The rule of all of them: what the source says is followed exactly, or refused by
@@ -26,7 +27,8 @@ typedef struct convert_options {
     uint32_t type;          /* QSAE_TYPE_F32 or _BF16 for every matrix; 0: as stored */
     int head;               /* HEAD_ */
     int no_tokenizer;
-    int site, layer;         /* -1: from the source. What the SAE reads */
+    int assume_chat; /* the chat template is Qwen3's, whatever the folder says */
+    int site, layer; /* -1: from the source. What the SAE reads */
     int site_out, layer_out; /* what it writes */
     double norm_scale;       /* 0: none given */
     const char
@@ -34,6 +36,8 @@ typedef struct convert_options {
     int n_ignore;
 } convert_options;
 
+/* A file with the tokenizer alone, from a folder without weights. */
+int convert_tokenizer(const char *dir, const convert_options *o, char *err, size_t cap);
 int convert_model(const char *dir, const convert_options *o, char *err, size_t cap);
 /* One file with n SAEs, one from each folder. */
 int convert_sae(const char *const *dirs, int n, const convert_options *o, char *err,
@@ -64,6 +68,17 @@ int convert_f32(const st_tensor *t, uint64_t first, uint64_t n, float *out, char
                 size_t cap);
 int convert_f64(const st_tensor *t, uint64_t first, uint64_t n, double *out, char *err,
                 size_t cap);
+
+/* ---- tokenizer and chat template ---- */
+
+/* Reads dir/tokenizer.json. *blob is from malloc; *count is one more than the largest
+ * id, at most max_tokens. */
+int convert_build_tokenizer(const char *dir, uint64_t max_tokens, uint8_t **blob,
+                            size_t *size, uint64_t *count, char *err, size_t cap);
+/* Compares the folder's chat template with those of Qwen3: *flags receives
+ * QSAE_MODEL_CHAT_ bits, meta a line. */
+int convert_chat_template(const char *dir, const convert_options *o, qfile_meta *meta,
+                          uint32_t *flags, char *err, size_t cap);
 
 /* ---- Qwen3 ---- */
 

@@ -14,8 +14,6 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "tok_build.h"
-
 #define MAX_SHARDS 1024
 
 /* ---- the shards ---- */
@@ -243,6 +241,7 @@ typedef struct plan {
     const char *embed; /* the tensor that becomes EMBED */
     uint8_t *blob;     /* tokenizer, NULL: none */
     size_t blob_size;
+    uint32_t chat_flags; /* QSAE_MODEL_CHAT_ */
     qfile_meta meta;
     char *err;
     size_t cap;
@@ -454,35 +453,9 @@ static int check_plan(plan *p)
 
 /* ---- tokenizer ---- */
 
-/* One more than the largest id of tokenizer.json. */
-static int count_tokens(const char *text, size_t len, uint64_t *count, char *err,
-                        size_t cap)
-{
-    char why[ERR_CAP];
-    json_doc *doc = json_parse(text, len, why, sizeof why);
-    int64_t id;
-    if (!doc)
-        return err_set(err, cap, "tokenizer.json: %s", why);
-    const json_value *root = json_root(doc);
-    const json_value *vocab = json_get(doc, json_get(doc, root, "model"), "vocab");
-    const json_value *added = json_get(doc, root, "added_tokens");
-    *count = 0;
-    for (const json_value *v = json_first(doc, vocab); v; v = json_next(doc, v))
-        if (json_int(v, &id) && id >= (int64_t)*count)
-            *count = (uint64_t)id + 1;
-    for (const json_value *v = json_first(doc, added); v; v = json_next(doc, v))
-        if (json_int(json_get(doc, v, "id"), &id) && id >= (int64_t)*count)
-            *count = (uint64_t)id + 1;
-    json_free(doc);
-    return 0;
-}
-
 static int build_tokenizer(plan *p, const char *dir)
 {
-    char *text, why[ERR_CAP] = "";
-    size_t len;
-    uint64_t count = 0;
-    int status;
+    uint64_t count;
     if (p->o->no_tokenizer)
         return 0;
     if (!convert_exists(dir, "tokenizer.json")) {
@@ -490,21 +463,8 @@ static int build_tokenizer(plan *p, const char *dir)
                      "token ids only");
         return 0;
     }
-    if (convert_read(dir, "tokenizer.json", (uint64_t)64 << 20, &text, &len, p->err,
-                     p->cap))
-        return -1;
-    status = count_tokens(text, len, &count, p->err, p->cap);
-    if (!status && count > p->c->record.vocab_size)
-        status =
-            err_set(p->err, p->cap,
-                    "tokenizer.json has token ids up to %" PRIu64 ", vocab_size is %u",
-                    count - 1, p->c->record.vocab_size);
-    if (!status &&
-        !tok_build_from_json(text, len, &p->blob, &p->blob_size, why, sizeof why))
-        status = err_set(p->err, p->cap,
-                         "tokenizer.json: %s (--no-tokenizer leaves it out)", why);
-    free(text);
-    return status;
+    return convert_build_tokenizer(dir, p->c->record.vocab_size, &p->blob,
+                                   &p->blob_size, &count, p->err, p->cap);
 }
 
 /* ---- writing ---- */
@@ -568,7 +528,7 @@ static int write_file(plan *p, const char *dir)
     if (q) {
         qsae_model_record *r = qfile_record(q, 0);
         *r = p->c->record;
-        r->flags = p->tied ? QSAE_MODEL_TIED : 0;
+        r->flags = (p->tied ? QSAE_MODEL_TIED : 0) | p->chat_flags;
         status = convert_name(dir, p->o, r->name, sizeof r->name, p->err, p->cap);
     }
     for (size_t i = 0; i < p->n && !status; i++)
@@ -584,7 +544,7 @@ static int write_file(plan *p, const char *dir)
 }
 
 /* What was read and chosen. No date and no path: equal sources make equal files. */
-static int describe(plan *p)
+static int describe(plan *p, const char *dir)
 {
     qfile_meta *m = &p->meta;
     qfile_meta_add(m, "converter", "qsae %d.%d.%d", QSAE_VERSION_MAJOR,
@@ -603,6 +563,8 @@ static int describe(plan *p)
                                                   : "as stored");
     if (!p->blob)
         qfile_meta_add(m, "tokenizer", "none");
+    if (p->blob && convert_chat_template(dir, p->o, m, &p->chat_flags, p->err, p->cap))
+        return -1;
     return qfile_meta_finish(m, p->err, p->cap);
 }
 
@@ -638,7 +600,8 @@ int convert_model(const char *dir, const convert_options *o, char *err, size_t c
     if (!status)
         status = build_tokenizer(&p, dir);
     if (!status)
-        status = choose_head(&p) || describe(&p) || make_plan(&p) || check_plan(&p);
+        status =
+            choose_head(&p) || describe(&p, dir) || make_plan(&p) || check_plan(&p);
     if (!status)
         status = write_file(&p, dir);
     if (!status)

@@ -23,6 +23,12 @@ static const char usage[] =
     "  --top-p P         ... among the most likely that together have probability P\n"
     "  --min-p P         ... among those at least P times as likely as the first\n"
     "  --seed S          the same seed gives the same text; default 0\n"
+    "  --preset NAME     thinking (temperature 0.6, top-p 0.95, top-k 20) or\n"
+    "                    non-thinking (0.7, 0.8, 20), as recommended for Qwen3, or greedy;\n"
+    "                    the options above change single settings of it\n"
+    "  --repetition-penalty R  divide the logits of tokens that occurred by R (multiply\n"
+    "                    those below 0); default 1\n"
+    "  --presence-penalty X    subtract X from the logits of tokens generated before\n"
     "Steering, on every token of prompt and continuation:\n"
     "  --sae FILE        an SAE whose features can be edited; may be repeated\n"
     "  --name N          of the SAE file before it, only the member of this name\n"
@@ -45,6 +51,9 @@ enum {
     OPT_TOP_P,
     OPT_MIN_P,
     OPT_SEED,
+    OPT_PRESET,
+    OPT_REPETITION,
+    OPT_PRESENCE,
     OPT_SAE,
     OPT_NAME,
     OPT_EDIT
@@ -58,6 +67,9 @@ static const args_option option_table[] = {
     {"top-p", 0, OPT_TOP_P, ARGS_VALUE},
     {"min-p", 0, OPT_MIN_P, ARGS_VALUE},
     {"seed", 0, OPT_SEED, ARGS_VALUE},
+    {"preset", 0, OPT_PRESET, ARGS_VALUE},
+    {"repetition-penalty", 0, OPT_REPETITION, ARGS_VALUE},
+    {"presence-penalty", 0, OPT_PRESENCE, ARGS_VALUE},
     {"sae", 0, OPT_SAE, ARGS_VALUE | ARGS_MANY},
     {"name", 0, OPT_NAME, ARGS_VALUE | ARGS_MANY},
     {"edit", 0, OPT_EDIT, ARGS_VALUE | ARGS_MANY},
@@ -84,8 +96,9 @@ typedef struct generate_run {
     input in;
     const char *model_path;
     int32_t n;
-    int has_temp;
+    int has_temp, has_top_k, has_top_p; /* given as options of their own */
     const char *sampling; /* an option that is useless without --temp, or NULL */
+    const char *preset;   /* NULL: none */
     qsae_sample_options sample;
     sae_file *files; /* [n_files] */
     edit_request *edits;
@@ -93,6 +106,7 @@ typedef struct generate_run {
     qsae_model *model;
     qsae_ctx *ctx;
     int32_t *ids;
+    size_t n_prompt;
     void *scratch;
 } generate_run;
 
@@ -263,15 +277,52 @@ static int take_sampling(generate_run *r, const args *a, int id)
     }
     if (id == OPT_SEED)
         return args_unsigned(a->option, a->value, &r->sample.seed);
+    if (id == OPT_PRESET) {
+        r->preset = a->value;
+        return CMD_OK;
+    }
+    if (id == OPT_REPETITION)
+        return args_real(a->option, a->value, 1e-3, 1e3, &r->sample.repetition_penalty);
+    if (id == OPT_PRESENCE)
+        return args_real(a->option, a->value, -100, 100, &r->sample.presence_penalty);
+    r->has_top_k |= id == OPT_TOP_K;
+    r->has_top_p |= id == OPT_TOP_P;
     r->sampling = id == OPT_TOP_K ? "--top-k" : id == OPT_TOP_P ? "--top-p" : "--min-p";
-    if (id == OPT_TOP_P)
-        return args_real(a->option, a->value, 0, 1, &r->sample.top_p);
+    if (id == OPT_TOP_P) {
+        code = args_real(a->option, a->value, 0, 1, &r->sample.top_p);
+        if (code == CMD_OK && r->sample.top_p == 0.0f)
+            r->sample.top_p = FLT_MIN; /* the most likely alone; 0 is the default, 1 */
+        return code;
+    }
     if (id == OPT_MIN_P)
         return args_real(a->option, a->value, 0, 1, &r->sample.min_p);
     code = args_integer(a->option, a->value, 0, INT32_MAX, &k);
     if (code == CMD_OK)
         r->sample.top_k = (int32_t)k;
     return code;
+}
+
+/* The settings of the preset, where no option gave another. */
+static int apply_preset(generate_run *r)
+{
+    for (int i = 0; r->preset && i < QSAE_PRESET_COUNT; i++) {
+        if (strcmp(r->preset, qsae_preset_name((qsae_preset)i)) != 0)
+            continue;
+        qsae_sample_options o = qsae_preset_options((qsae_preset)i);
+        if (!r->has_temp)
+            r->sample.temperature = o.temperature;
+        if (!r->has_top_k)
+            r->sample.top_k = o.top_k;
+        if (!r->has_top_p)
+            r->sample.top_p = o.top_p;
+        r->has_temp |= o.temperature > 0;
+        return CMD_OK;
+    }
+    if (!r->preset)
+        return CMD_OK;
+    return complain(CMD_USAGE,
+                    "--preset: '%.60s' is none of greedy thinking non-thinking",
+                    r->preset);
 }
 
 static int take_option(void *run, const args *a, int id)
@@ -289,7 +340,10 @@ static int take_option(void *run, const args *a, int id)
     case OPT_TOP_K:
     case OPT_TOP_P:
     case OPT_MIN_P:
-    case OPT_SEED: return take_sampling(r, a, id);
+    case OPT_SEED:
+    case OPT_PRESET:
+    case OPT_REPETITION:
+    case OPT_PRESENCE: return take_sampling(r, a, id);
     case OPT_SAE: r->files[r->n_files++].path = a->value; return CMD_OK;
     case OPT_NAME:
         if (r->n_files == 0 || r->files[r->n_files - 1].name)
@@ -311,6 +365,9 @@ static int parse(generate_run *r, int argc, char **argv, int *help)
     if (!r->model_path)
         return complain(CMD_USAGE,
                         "generate needs MODEL.qsae (see: qsae generate --help)");
+    code = apply_preset(r);
+    if (code != CMD_OK)
+        return code;
     if (r->sampling && !r->has_temp)
         return complain(CMD_USAGE,
                         "%s needs --temp: without it the most likely token is taken",
@@ -356,6 +413,18 @@ static int is_end(const qsae_model_info *info, int32_t id)
     return 0;
 }
 
+/* The next token, given all those before it. */
+static qsae_status next_token(generate_run *r, size_t vocab_size, size_t scratch,
+                              int32_t *id, qsae_error *err)
+{
+    int32_t pos = qsae_ctx_pos(r->ctx);
+    r->sample.history = qsae_ctx_tokens(r->ctx);
+    r->sample.n_history = (size_t)pos;
+    r->sample.n_prompt = r->n_prompt;
+    return qsae_sample(qsae_logits(r->ctx), vocab_size, &r->sample, (uint64_t)pos,
+                       r->scratch, scratch, id, err);
+}
+
 static int continue_text(generate_run *r, stream *out)
 {
     qsae_error err;
@@ -368,9 +437,7 @@ static int continue_text(generate_run *r, stream *out)
     for (int32_t i = 0; i < r->n; i++) {
         int32_t id;
         size_t len;
-        if (qsae_sample(qsae_logits(r->ctx), (size_t)info.vocab_size, &r->sample,
-                        (uint64_t)qsae_ctx_pos(r->ctx), r->scratch, scratch, &id,
-                        &err) != QSAE_OK)
+        if (next_token(r, (size_t)info.vocab_size, scratch, &id, &err) != QSAE_OK)
             return complain_library(NULL, &err);
         if (is_end(&info, id))
             break;
@@ -405,6 +472,7 @@ static int work(generate_run *r)
             return complain_library(NULL, &err);
     }
     stream out = {NULL, 0, 0};
+    r->n_prompt = n;
     code = continue_text(r, &out);
     if (out.n)
         fwrite(out.bytes, 1, out.n, stdout); /* what never became a whole character */

@@ -41,6 +41,7 @@ static const args_option options[] = {
 
 static const char *const activations[] = {"?", "relu", "jumprelu", "topk", "gated"};
 static const char *const norms[] = {"none", "constant", "layer"};
+static const char *const chat_formats[] = {"qwen3", "qwen3-later", "other"};
 static const char *const types[] = {"?", "f32", "bf16", "bytes"};
 static const char *const layouts[] = {"?", "vector", "block16", "rows", "bytes"};
 
@@ -253,6 +254,7 @@ static void model_json(const view *v, const qsae_model_info *m,
     printf(r->bos < 0 ? "null" : "%d", r->bos);
     printf(",\"n_tokens\":%d", m->n_tokens);
     put_member("weight_type", m->weight_type);
+    put_member("chat_format", NAME_OF(chat_formats, (size_t)m->chat_format));
 }
 
 static void model_text(const view *v, const qsae_model_info *m,
@@ -261,6 +263,10 @@ static void model_text(const view *v, const qsae_model_info *m,
     printf("%s: model \"%s\", ", v->path, name_z(r->name).text);
     print_size(m->file_size);
     printf(v->verify ? ", every checksum is right\n" : ", not verified\n");
+    if (m->n_layers == 0) {
+        printf("  no weights\n  tokenizer    %d entries\n", m->n_tokens);
+        return;
+    }
     printf("  layers       %d\n  width        %d\n", m->n_layers, m->d_model);
     printf("  heads        %d of %d, %d for keys and values\n", m->n_heads, m->head_dim,
            m->n_kv_heads);

@@ -107,6 +107,11 @@ int input_open_model(const input *in, const char *path, qsae_model **model)
     options.verify = !in->no_verify;
     if (qsae_model_open(path, &options, model, &err) != QSAE_OK)
         return complain_library(path, &err);
+    qsae_model_info info;
+    qsae_model_get_info(*model, &info);
+    if (info.n_layers == 0)
+        return complain(CMD_FAILED, "%.300s: the file has only a tokenizer, no weights",
+                        path);
     return CMD_OK;
 }
 
@@ -178,6 +183,7 @@ static qsae_status run_tokenizer(const input *in, const qsae_model *model, int32
 {
     qsae_message messages[2];
     size_t count = 0;
+    memset(messages, 0, sizeof messages);
     if (in->text)
         return qsae_tokenize(model, in->text, strlen(in->text),
                              in->special ? QSAE_TOK_SPECIAL : 0, ids, cap, n, err);

@@ -19,6 +19,9 @@ static const struct {
     {"features", cmd_features, "the SAE features of every token of a text"},
     {"generate", cmd_generate,
      "continue a text or answer a chat, with features edited if asked"},
+    {"tokenize", cmd_tokenize, "the token ids of a text"},
+    {"detokenize", cmd_detokenize, "the text of token ids"},
+    {"chat-template", cmd_chat_template, "a conversation as the text that a model sees"},
 };
 
 enum { N_COMMANDS = (int)(sizeof commands / sizeof commands[0]) };
@@ -28,7 +31,7 @@ static void print_usage(void)
     printf("qsae runs Qwen3 models, shows their SAE features, and steers "
            "them.\n\nUsage:\n");
     for (int i = 0; i < N_COMMANDS; i++)
-        printf("  qsae %-10s %s\n", commands[i].name, commands[i].purpose);
+        printf("  qsae %-13s %s\n", commands[i].name, commands[i].purpose);
     printf("  qsae --version\n\nqsae COMMAND --help tells more. Exit codes: 0 done, 1 "
            "failed, 2 wrong"
            " usage.\n");
