@@ -209,7 +209,7 @@ QSAE_API qsae_status qsae_tokenize(const qsae_model *model, const char *text, si
                                    unsigned flags, int32_t *ids, size_t cap, size_t *n,
                                    qsae_error *err);
 
-/* Bytes of one token, [*len], not NUL-terminated, valid as long as the model; possibly a part of a UTF-8
+/* Bytes of one token, [*len] (len is not NULL), not NUL-terminated, valid as long as the model; possibly a part of a UTF-8
  * character. NULL and *len = 0 if the id has no text or there is no tokenizer. Threads: any. */
 QSAE_API const char *qsae_token_text(const qsae_model *model, int32_t id, size_t *len);
 
@@ -483,9 +483,9 @@ typedef struct qsae_hook {
  * 9 Context */
 
 typedef struct qsae_ctx_options {
-    int32_t n_ctx;     /* positions of the KV cache; 0: min(max_positions, 4096) */
-    int32_t n_batch;   /* tokens computed together; 0: 64. Changes speed and memory, never a bit */
-    int32_t n_threads; /* 0: 1; used only with OpenMP */
+    int32_t n_ctx;     /* positions of the KV cache, at most 2^20; 0: min(max_positions, 4096) */
+    int32_t n_batch;   /* tokens computed together, at most 65536; 0: 64. Changes speed and memory, never a bit */
+    int32_t n_threads; /* at most 1024; 0: 1; used only with OpenMP */
     qsae_allocator allocator;
 } qsae_ctx_options;
 
@@ -527,7 +527,7 @@ QSAE_API qsae_status qsae_set_hook(qsae_ctx *ctx, const qsae_hook *hook, qsae_er
 /* Appends n tokens and runs all layers.
  * Returns OK; ARG for an id outside 0..vocab_size-1 or a capture that is too small; STATE if the tokens
  * do not fit in n_ctx, or from the hook of an eval of this ctx; CANCELLED; NUM if a row is not finite where an edit
- * reads a feature. On failure the position is as before and the logits are gone. n = 0 does nothing.
+ * reads a feature. On failure the position is as before; the logits are gone if the pass had begun. n = 0 does nothing.
  * Allocates: nothing. */
 QSAE_API qsae_status qsae_eval(qsae_ctx *ctx, const int32_t *tokens, size_t n, qsae_error *err);
 

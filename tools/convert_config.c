@@ -301,6 +301,8 @@ static int read_sizes(config *c, qsae_model_record *r)
         return err_set(c->err, c->cap, "config.json: head_dim %u is odd", r->head_dim);
     if (get_real(c, c->root, "rms_norm_eps", &eps))
         return -1;
+    if (!json_get(c->doc, c->root, "rms_norm_eps"))
+        convert_note("config.json: rms_norm_eps is absent: 1e-6, the reference's default");
     r->rms_eps = (float)eps;
     if (!(r->rms_eps > 0 && r->rms_eps < 1))
         return err_set(
@@ -345,6 +347,10 @@ static int read_rope_object(config *c, const char *name, double *theta)
             c->err, c->cap,
             "config.json: %s.partial_rotary_factor is %g, only 1 is supported", name,
             factor);
+    if (json_get(c->doc, rope, "rope_theta") && !(*theta > 0))
+        return err_set(c->err, c->cap,
+                       "config.json: %s.rope_theta is %g, it must be above 0", name,
+                       *theta);
     if (before > 0 && before != *theta)
         return err_set(c->err, c->cap,
                        "config.json: rope_theta is %.17g in one place and %.17g in %s",
@@ -369,11 +375,19 @@ static int read_rope(config *c, qsae_model_record *r)
         return err_set(c->err, c->cap,
                        "config.json: partial_rotary_factor is %g, only 1 is supported",
                        factor);
+    const json_value *now = json_get(c->doc, c->root, "rope_parameters");
+    const json_value *old = json_get(c->doc, c->root, "rope_scaling");
+    if (theta == 0 && now && old && now->n && old->n)
+        return err_set(c->err, c->cap,
+                       "config.json has rope_parameters and rope_scaling, of which the "
+                       "reference would drop one; remove the one that is not meant");
     if (read_rope_object(c, "rope_parameters", &theta) ||
         read_rope_object(c, "rope_scaling", &theta))
         return -1;
-    if (theta == 0)
+    if (theta == 0) {
         theta = 10000; /* RotaryEmbeddingConfigMixin.default_theta */
+        convert_note("config.json: rope_theta is absent: 10000, the reference's default");
+    }
     if (!(theta > 0))
         return err_set(c->err, c->cap,
                        "config.json: rope_theta is %g, it must be above 0", theta);

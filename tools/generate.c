@@ -430,6 +430,9 @@ static int continue_text(generate_run *r, stream *out)
     qsae_error err;
     qsae_model_info info;
     qsae_model_get_info(r->model, &info);
+    if (info.n_tokens == 0)
+        return complain(CMD_FAILED, "%.200s has no tokenizer: its tokens have no text",
+                        r->model_path);
     size_t scratch = qsae_sample_scratch_size((size_t)info.vocab_size);
     r->scratch = malloc(scratch ? scratch : 1);
     if (!r->scratch)

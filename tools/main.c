@@ -1,9 +1,14 @@
 /* The program `qsae`: dispatches to the subcommands (see cmd.h). */
 
+#ifndef _XOPEN_SOURCE
+#define _XOPEN_SOURCE 700 /* SIGXFSZ */
+#endif
+
 #include "../qsae.h"
 #include "args.h"
 #include "cmd.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -39,6 +44,7 @@ static void print_usage(void)
 
 int main(int argc, char **argv)
 {
+    signal(SIGXFSZ, SIG_IGN); /* a write past a size limit is an error, not the end */
     if (argc < 2)
         return complain(CMD_USAGE, "no command; see: qsae --help");
     const char *name = argv[1];
