@@ -2,8 +2,7 @@
  * with their checksums made right, so that a change of any field gets past the door. What opens is used a little:
  * a model evaluates with an SAE's edits on it, an SAE encodes and decodes.
  *
- * With -DFUZZ_MAIN a program of its own: replays the files given, or writes the seeds:
- *     fuzz_qsae FILE...        fuzz_qsae --seeds FOLDER */
+ * With -DFUZZ_MAIN a program of its own that writes the seeds into a folder: fuzz_qsae tests/corpus/qsae */
 
 #include "tiny.h"
 
@@ -142,18 +141,7 @@ static void write_seeds(const char *folder)
 
 int main(int argc, char **argv)
 {
-    static uint8_t data[1 << 20];
-    if (argc == 3 && strcmp(argv[1], "--seeds") == 0) {
-        write_seeds(argv[2]);
-        return test_done("fuzz_qsae");
-    }
-    for (int i = 1; i < argc; i++) {
-        FILE *f = fopen(argv[i], "rb");
-        if (!CHECK(f != NULL)) continue;
-        size_t n = fread(data, 1, sizeof data, f);
-        fclose(f);
-        CHECK(LLVMFuzzerTestOneInput(data, n) == 0);
-    }
+    if (argc == 2) write_seeds(argv[1]);
     return test_done("fuzz_qsae");
 }
 
