@@ -2058,34 +2058,42 @@ static qsae_status qs_check_name(const char *name, size_t cap, qsae_error *err)
 #define QS_TOK_MAX_ADDED (1u << 16)
 #define QS_TOK_MAX_TEXT (1u << 28)       /* bytes of all tokens together */
 #define QS_TOK_MAX_TOKEN 1024u           /* bytes of one token */
-#define QS_TOK_MAX_CHAIN 64u             /* merges that share a bucket */
+#define QS_TOK_MAX_PROBES 1024u          /* places tried for a merge of the index */
 #define QS_TOK_NONE UINT32_MAX
 
 /* Header of the blob.  Every offset follows from the counts and is checked so. */
 typedef struct qs_tok_header {
     uint32_t magic, version, pipeline, n_tokens;
-    uint32_t n_merges, n_added, n_buckets, text_bytes;
-    uint32_t off_byte_id, off_text_off, off_text, off_merges;
-    uint32_t off_buckets, off_added, total_size, zero;
+    uint32_t n_merges, n_added, text_bytes, off_byte_id;
+    uint32_t off_text_off, off_text, off_merges, off_added;
+    uint32_t total_size, zero[3];
 } qs_tok_header;
 
-/* A merge; its index is its rank.  next: the next rank in the same bucket. */
-typedef struct qs_tok_merge { uint32_t left, right, result, next; } qs_tok_merge;
+/* A merge; its index is its rank. */
+typedef struct qs_tok_merge { uint32_t left, right, result; } qs_tok_merge;
 
 typedef struct qs_tok_added { uint32_t id, flags; } qs_tok_added;   /* bit 0: special */
+
+/* What makes it fast, made by bind. */
+typedef struct qs_tok_tables {
+    uint64_t pairs[1 << 14];             /* a bit of the hash of every merge is set */
+    uint32_t whole[0xD800 - 0x2E80];     /* of a code point from U+2E80: see qs_tok_whole */
+    uint8_t kind[0x10000];               /* of a code point: its class, QS_KIND_ flags */
+} qs_tok_tables;
 
 typedef struct qs_tok {
     const uint8_t *blob;
     size_t size;
     uint32_t n_tokens, n_merges, n_added;
-    uint32_t bucket_mask;
     const uint32_t *byte_id;             /* [256] */
     const uint32_t *text_off;            /* [n_tokens + 1] */
     const uint8_t *text;                 /* [text_off[n_tokens]] */
     const qs_tok_merge *merges;          /* [n_merges], by rank */
-    const uint32_t *buckets;             /* [bucket_mask + 1]: lowest rank, or NONE */
     const qs_tok_added *added;           /* [n_added], ascending by content */
     uint32_t added_first[8];             /* 256 bits: a content starts with this byte */
+    qs_tok_tables *fast;
+    uint64_t *index;                     /* [index_mask + 1]: see qs_tok_rank */
+    uint32_t index_mask;
 } qs_tok;
 
 /* Unicode tables, written by tools/gen_unicode.py from tokenizers 0.23.3:
@@ -2740,6 +2748,29 @@ static unsigned qs_utf8_next(const uint8_t *p, size_t n, uint32_t *cp)
     return need;
 }
 
+/* The same of text that is known to be valid. */
+static inline unsigned qs_utf8_get(const uint8_t *p, uint32_t *cp)
+{
+    uint32_t c = p[0];
+
+    if (c < 0x80) {
+        *cp = c;
+        return 1;
+    }
+    c = c << 6 | (p[1] & 0x3Fu);         /* the first byte's marks fall out below */
+    if (p[0] < 0xE0) {
+        *cp = c & 0x7FF;
+        return 2;
+    }
+    c = c << 6 | (p[2] & 0x3Fu);
+    if (p[0] < 0xF0) {
+        *cp = c & 0xFFFF;
+        return 3;
+    }
+    *cp = (c << 6 | (p[3] & 0x3Fu)) & 0x1FFFFF;
+    return 4;
+}
+
 static unsigned qs_utf8_put(uint8_t *p, uint32_t c)
 {
     if (c < 0x80) {
@@ -2869,19 +2900,51 @@ static uint32_t qs_norm(uint32_t c)
                                   c << 9 | 511)] & 511;
 }
 
-/* 1 if s is surely NFC already (the quick check of UAX 15, "maybe" taken as no). */
-static int qs_nfc_quick(const uint8_t *s, size_t n)
+#define QS_KIND_NORM 4                   /* qs_norm is not 0 */
+#define QS_KIND_JOINS 8                  /* a merge joins a torn character with this one */
+
+/* kind[c] for the code points of the basic plane: the run tables, flat; others have all flags. */
+static void qs_kind_fill(uint8_t *kind)
+{
+    size_t i, n = QS_COUNT(qs_uni_class), m = QS_COUNT(qs_uni_norm);
+    uint32_t c, end;
+
+    for (i = 0; i < n; i++) {
+        end = i + 1 < n ? qs_uni_class[i + 1] >> 2 : 0x10000;
+        for (c = qs_uni_class[i] >> 2; c < end && c < 0x10000; c++)
+            kind[c] = qs_uni_class[i] & 3;
+    }
+    for (c = 0; c < 0x80; c++)           /* the runs begin behind ASCII */
+        kind[c] = (uint8_t)qs_class(c);
+    for (i = 0; i < m; i++) {
+        end = i + 1 < m ? qs_uni_norm[i + 1] >> 9 : 0x10000;
+        for (c = qs_uni_norm[i] >> 9; c < end && c < 0x10000; c++)
+            if (c >= 0x300 && qs_uni_norm[i] & 511)
+                kind[c] |= QS_KIND_NORM;
+    }
+}
+
+static int qs_kind(const qs_tok *t, uint32_t c)
+{
+    return c < 0x10000 ? t->fast->kind[c] : qs_class(c) | QS_KIND_NORM | QS_KIND_JOINS;
+}
+
+/* 1 if s, valid UTF-8, is surely NFC already (the quick check of UAX 15, "maybe" taken
+   as no). */
+static int qs_nfc_quick(const qs_tok *t, const uint8_t *s, size_t n)
 {
     size_t i = 0, skip;
     uint32_t c, v, last = 0;
 
     while (i < n) {
-        if ((skip = qs_ascii_run(s + i, n - i)) > 0)
+        if (s[i] < 0x80) {
+            skip = qs_ascii_run(s + i, n - i);
             last = 0;
-        if ((i += skip) == n)
-            break;
-        i += qs_utf8_next(s + i, n - i, &c);
-        v = qs_norm(c);
+            if ((i += skip) == n)
+                break;
+        }
+        i += qs_utf8_get(s + i, &c);
+        v = qs_kind(t, c) & QS_KIND_NORM ? qs_norm(c) : 0;
         if (v > 255 || (v && last > v))
             return 0;
         last = v;
@@ -3081,23 +3144,24 @@ static size_t qs_nfc(const uint8_t *s, size_t n, void *room, size_t size)
    Every character matches one of them, so the pieces tile the text. */
 
 /* Class of the character at s[0..n), its length in *len; n == 0 gives -1. */
-static int qs_class_at(const uint8_t *s, size_t n, size_t *len)
+static inline int qs_class_at(const qs_tok *t, const uint8_t *s, size_t n, size_t *len)
 {
     uint32_t c;
 
     *len = 0;
     if (n == 0)
         return -1;
-    *len = qs_utf8_next(s, n, &c);
-    return qs_class(c);
+    *len = qs_utf8_get(s, &c);
+    return qs_kind(t, c) & 3;
 }
 
 /* End of the run of one class that contains s[at) if anything. */
-static size_t qs_class_run(const uint8_t *s, size_t n, size_t at, int cls)
+static size_t qs_class_run(const qs_tok *t, const uint8_t *s, size_t n, size_t at,
+                           int cls)
 {
     size_t len;
 
-    while (qs_class_at(s + at, n - at, &len) == cls)
+    while (qs_class_at(t, s + at, n - at, &len) == cls)
         at += len;
     return at;
 }
@@ -3122,11 +3186,11 @@ static size_t qs_contraction(const uint8_t *s, size_t n)
 
 /* E, F, G at a run of blanks.  What E and F leave behind is scanned once more at most:
    all work stays linear. */
-static size_t qs_blank_piece(const uint8_t *s, size_t n)
+static size_t qs_blank_piece(const qs_tok *t, const uint8_t *s, size_t n)
 {
     size_t at = 0, newline = 0, last = 0, len;
 
-    while (qs_class_at(s + at, n - at, &len) == QS_BLANK) {
+    while (qs_class_at(t, s + at, n - at, &len) == QS_BLANK) {
         last = at;
         at += len;
         if (s[last] == '\r' || s[last] == '\n')
@@ -3138,27 +3202,27 @@ static size_t qs_blank_piece(const uint8_t *s, size_t n)
 }
 
 /* Length of the first piece of s[0..n), n > 0, valid UTF-8. */
-static size_t qs_piece(const uint8_t *s, size_t n)
+static size_t qs_piece(const qs_tok *t, const uint8_t *s, size_t n)
 {
     size_t len, next_len, at;
-    int cls = qs_class_at(s, n, &len), next;
+    int cls = qs_class_at(t, s, n, &len), next;
 
     if (s[0] == '\'' && (at = qs_contraction(s, n)) > 0)
         return at;
     if (cls == QS_LETTER)
-        return qs_class_run(s, n, len, QS_LETTER);
+        return qs_class_run(t, s, n, len, QS_LETTER);
     if (cls == QS_NUMBER)
         return len;
-    next = qs_class_at(s + len, n - len, &next_len);
+    next = qs_class_at(t, s + len, n - len, &next_len);
     if (next == QS_LETTER && s[0] != '\r' && s[0] != '\n')
-        return qs_class_run(s, n, len + next_len, QS_LETTER);
+        return qs_class_run(t, s, n, len + next_len, QS_LETTER);
     if (cls == QS_OTHER || (s[0] == ' ' && next == QS_OTHER)) {
-        at = qs_class_run(s, n, len, QS_OTHER);
+        at = qs_class_run(t, s, n, len, QS_OTHER);
         while (at < n && (s[at] == '\r' || s[at] == '\n'))
             at++;
         return at;
     }
-    return qs_blank_piece(s, n);
+    return qs_blank_piece(t, s, n);
 }
 
 /* ----------------------------------------------------------- merges (private)
@@ -3170,7 +3234,7 @@ static size_t qs_piece(const uint8_t *s, size_t n)
    mergeable pairs, the lowest (rank, start) first, and slot[i] is where i lies in
    it. */
 
-#define QS_SMALL 32
+#define QS_SMALL 64
 
 static uint32_t qs_tok_hash(uint32_t left, uint32_t right)
 {
@@ -3181,25 +3245,68 @@ static uint32_t qs_tok_hash(uint32_t left, uint32_t right)
     return h ^ h >> 16;
 }
 
-/* Rank of the merge (left, right), or NONE. */
-static uint32_t qs_tok_rank(const qs_tok *t, uint32_t left, uint32_t right)
+/* The bit of `pairs` that a hash sets: most pairs that are no merge end there, in the
+   fast cache. */
+static inline int qs_tok_maybe(const qs_tok *t, uint32_t hash)
 {
-    uint32_t r = t->buckets[qs_tok_hash(left, right) & t->bucket_mask];
+    return t->fast->pairs[hash >> 18] >> (hash >> 12 & 63) & 1;
+}
 
-    while (r != QS_TOK_NONE
-           && (t->merges[r].left != left || t->merges[r].right != right))
-        r = t->merges[r].next;
-    return r;
+/* An entry of the index is key << 21 | rank, 0 if free; a merge lies at its hash or, in a
+   row without a gap, behind it. A row of free places ends every search: at most two
+   thirds are taken. */
+#define QS_RANK_BITS 21
+
+static inline uint64_t qs_tok_key(uint32_t left, uint32_t right)
+{
+    return ((uint64_t)left << 20 | right) + 1;
+}
+
+/* Rank of the merge (left, right), or NONE. */
+static inline uint32_t qs_tok_rank(const qs_tok *t, uint32_t left, uint32_t right)
+{
+    uint32_t hash = qs_tok_hash(left, right), i;
+    uint64_t key = qs_tok_key(left, right), at;
+
+    if (!qs_tok_maybe(t, hash))
+        return QS_TOK_NONE;
+    for (i = hash; (at = t->index[i & t->index_mask]) != 0; i++)
+        if (at >> QS_RANK_BITS == key)
+            return (uint32_t)at & ((1u << QS_RANK_BITS) - 1);
+    return QS_TOK_NONE;
+}
+
+/* The token that the merges may start from at s[at]: of a whole character where that
+   gives what its bytes would give, else of the byte. */
+static inline uint32_t qs_tok_start(const qs_tok *t, const uint8_t *s, size_t n, size_t at,
+                                    uint32_t *len)
+{
+    uint32_t c, next;
+
+    *len = 1;
+    if (s[at] < 0xE2 || s[at] > 0xED || (at > 0 && s[at - 1] < 0x80))
+        return t->byte_id[s[at]];
+    qs_utf8_get(s + at, &c);
+    if (c < 0x2E80 || c >= 0xD800 || t->fast->whole[c - 0x2E80] == QS_TOK_NONE)
+        return t->byte_id[s[at]];
+    if (at + 3 < n) {
+        qs_utf8_get(s + at + 3, &next);
+        if (qs_kind(t, next) & QS_KIND_JOINS)
+            return t->byte_id[s[at]];
+    }
+    *len = 3;
+    return t->fast->whole[c - 0x2E80];
 }
 
 /* s[0..n), 0 < n <= QS_SMALL, to ids; returns their count. */
 static size_t qs_bpe_small(const qs_tok *t, const uint8_t *s, size_t n, uint32_t *id)
 {
-    uint32_t rank[QS_SMALL];
-    size_t i, best;
+    uint32_t rank[QS_SMALL], len;
+    size_t i, at, best;
 
-    for (i = 0; i < n; i++)
-        id[i] = t->byte_id[s[i]];
+    for (i = at = 0; at < n; i++, at += len)
+        id[i] = qs_tok_start(t, s, n, at, &len);
+    n = i;
     for (i = 0; i + 1 < n; i++)
         rank[i] = qs_tok_rank(t, id[i], id[i + 1]);
     while (n > 1) {
@@ -3287,15 +3394,19 @@ static void qs_bpe_set(qs_bpe *b, uint32_t i, uint32_t rank)
 
 static void qs_bpe_start(qs_bpe *b, const uint8_t *s)
 {
-    uint32_t i;
+    uint32_t i, len, second;
 
     b->n_heap = 0;
+    for (i = 0; i < b->n; i += len) {
+        b->id[i] = qs_tok_start(b->t, s, b->n, i, &len);
+        b->id[i + len - 1] = b->id[i];
+    }
     for (i = 0; i < b->n; i++)
-        b->id[i] = b->t->byte_id[s[i]];
-    for (i = 0; i < b->n; i++) {
-        b->rank[i] = i + 1 < b->n ? qs_tok_rank(b->t, b->id[i], b->id[i + 1])
-                                  : QS_TOK_NONE;
-        b->slot[i] = QS_TOK_NONE;
+        b->rank[i] = b->slot[i] = QS_TOK_NONE;
+    for (i = 0; i < b->n; i = second) {
+        second = i + qs_bpe_len(b, i);
+        if (second < b->n)
+            b->rank[i] = qs_tok_rank(b->t, b->id[i], b->id[second]);
         if (b->rank[i] != QS_TOK_NONE) {
             b->slot[i] = b->n_heap;
             b->heap[b->n_heap++] = i;
@@ -3331,20 +3442,16 @@ static uint64_t qs_tok_align(uint64_t x)
 static qs_tok_header qs_tok_layout(uint32_t n_tokens, uint32_t n_merges,
                                    uint32_t n_added, uint32_t text_bytes)
 {
-    qs_tok_header h = {QS_TOK_MAGIC, 1, 1, n_tokens, n_merges, n_added, 1, text_bytes,
-                       64, 0, 0, 0, 0, 0, 0, 0};
+    qs_tok_header h = {QS_TOK_MAGIC, 2, 1, n_tokens, n_merges, n_added, text_bytes, 64,
+                       0, 0, 0, 0, 0, {0, 0, 0}};
     uint64_t at = h.off_byte_id + 256 * 4;
 
-    while (h.n_buckets < 2 * n_merges)
-        h.n_buckets *= 2;
     h.off_text_off = (uint32_t)at;
     at = qs_tok_align(at + 4 * ((uint64_t)n_tokens + 1));
     h.off_text = (uint32_t)at;
     at = qs_tok_align(at + text_bytes);
     h.off_merges = (uint32_t)at;
-    at = qs_tok_align(at + 16 * (uint64_t)n_merges);
-    h.off_buckets = (uint32_t)at;
-    at = qs_tok_align(at + 4 * (uint64_t)h.n_buckets);
+    at = qs_tok_align(at + 12 * (uint64_t)n_merges);
     h.off_added = (uint32_t)at;
     at = qs_tok_align(at + 8 * (uint64_t)n_added);
     h.total_size = (uint32_t)at;
@@ -3363,9 +3470,9 @@ static qsae_status qs_tok_bind_header(qs_tok *t, qs_tok_header *h, qsae_error *e
     if (h->magic != QS_TOK_MAGIC)
         return qs_fail(err, QSAE_E_FORMAT, 0, "tokenizer: magic %08x, not QTOK",
                        (unsigned)h->magic);
-    if (h->version != 1 || h->pipeline != 1)
+    if (h->version != 2 || h->pipeline != 1)
         return qs_fail(err, QSAE_E_UNSUP, 4, "tokenizer: version %u, pipeline %u; this "
-                       "library reads 1 and 1", (unsigned)h->version,
+                       "library reads 2 and 1", (unsigned)h->version,
                        (unsigned)h->pipeline);
     if (h->n_tokens == 0 || h->n_tokens > QS_TOK_MAX_TOKENS
         || h->n_merges > QS_TOK_MAX_MERGES || h->n_added > QS_TOK_MAX_ADDED
@@ -3434,49 +3541,51 @@ static int qs_tok_merge_spells(const qs_tok *t, const qs_tok_merge *m)
         && memcmp(text + a, t->text + t->text_off[m->right], b) == 0;
 }
 
-/* One bucket: ascending ranks, all of this hash, no pair twice.  Adds its length to
-   *seen. */
-static int qs_tok_chain_ok(const qs_tok *t, uint32_t bucket, uint32_t *seen)
+/* Places of the index for so many merges, at most two thirds of them taken. */
+static size_t qs_tok_index_count(uint32_t n_merges)
 {
-    uint32_t first = t->buckets[bucket], r = first, q, n = 0;
+    size_t n = 64;
 
-    for (; r != QS_TOK_NONE; r = t->merges[r].next) {
-        const qs_tok_merge *m;
-        if (r >= t->n_merges || ++n > QS_TOK_MAX_CHAIN)
-            return 0;
-        m = &t->merges[r];
-        if ((qs_tok_hash(m->left, m->right) & t->bucket_mask) != bucket
-            || (m->next != QS_TOK_NONE && m->next <= r))
-            return 0;
-        for (q = first; q != r; q = t->merges[q].next)
-            if (t->merges[q].left == m->left && t->merges[q].right == m->right)
-                return 0;
-    }
-    *seen += n;
-    return 1;
+    while (n < n_merges + n_merges / 2)
+        n *= 2;
+    return n;
 }
 
-/* Every merge spells its result and lies in exactly the chain where it is looked up. */
-static qsae_status qs_tok_bind_merges(const qs_tok *t, const qs_tok_header *h,
-                                    qsae_error *err)
+/* Adds merge `rank` to index and pairs. */
+static qsae_status qs_tok_index_add(qs_tok *t, uint32_t rank, uint64_t offset, qsae_error *err)
 {
-    uint32_t i, seen = 0;
+    const qs_tok_merge *m = &t->merges[rank];
+    uint32_t hash = qs_tok_hash(m->left, m->right), i;
+    uint64_t key = qs_tok_key(m->left, m->right), at;
+
+    for (i = 0; (at = t->index[(hash + i) & t->index_mask]) != 0; i++) {
+        if (at >> QS_RANK_BITS == key)
+            return qs_fail(err, QSAE_E_FORMAT, offset, "tokenizer: merges %u and %u are of one pair",
+                           (unsigned)at & ((1u << QS_RANK_BITS) - 1), (unsigned)rank);
+        if (i == QS_TOK_MAX_PROBES)
+            return qs_fail(err, QSAE_E_LIMIT, offset, "tokenizer: merge %u: over %u merges "
+                           "crowd at one place of the index", (unsigned)rank, QS_TOK_MAX_PROBES);
+    }
+    t->index[(hash + i) & t->index_mask] = key << QS_RANK_BITS | rank;
+    t->fast->pairs[hash >> 18] |= UINT64_C(1) << (hash >> 12 & 63);
+    return QSAE_OK;
+}
+
+/* Every merge spells its result, and no pair has two. */
+static qsae_status qs_tok_bind_merges(qs_tok *t, const qs_tok_header *h, qsae_error *err)
+{
+    qsae_status st = QSAE_OK;
+    uint32_t i;
 
     for (i = 0; i < t->n_merges; i++)
         if (!qs_tok_merge_spells(t, &t->merges[i]))
-            return qs_fail(err, QSAE_E_FORMAT, h->off_merges + 16 * (uint64_t)i,
+            return qs_fail(err, QSAE_E_FORMAT, h->off_merges + 12 * (uint64_t)i,
                            "tokenizer: merge %u: %u + %u is not token %u", (unsigned)i,
                            (unsigned)t->merges[i].left, (unsigned)t->merges[i].right,
                            (unsigned)t->merges[i].result);
-    for (i = 0; i <= t->bucket_mask; i++)
-        if (!qs_tok_chain_ok(t, i, &seen))
-            return qs_fail(err, QSAE_E_FORMAT, h->off_buckets + 4 * (uint64_t)i,
-                           "tokenizer: merge bucket %u is wrong", (unsigned)i);
-    if (seen != t->n_merges)             /* chains are disjoint: a merge has one hash */
-        return qs_fail(err, QSAE_E_FORMAT, h->off_buckets,
-                       "tokenizer: buckets hold %u of %u merges", (unsigned)seen,
-                       (unsigned)t->n_merges);
-    return QSAE_OK;
+    for (i = 0; i < t->n_merges && st == QSAE_OK; i++)
+        st = qs_tok_index_add(t, i, h->off_merges + 12 * (uint64_t)i, err);
+    return st;
 }
 
 /* memcmp order, a prefix before what it starts. */
@@ -3532,27 +3641,124 @@ static int qs_tok_gap_ok(const uint8_t *blob, uint64_t from, uint64_t to)
 
 static qsae_status qs_tok_bind_gaps(const qs_tok *t, const qs_tok_header *h, qsae_error *err)
 {
-    const uint64_t end[5] = {
+    const uint64_t end[4] = {
         h->off_text_off + 4 * ((uint64_t)h->n_tokens + 1),
         h->off_text + (uint64_t)h->text_bytes,
-        h->off_merges + 16 * (uint64_t)h->n_merges,
-        h->off_buckets + 4 * (uint64_t)h->n_buckets,
+        h->off_merges + 12 * (uint64_t)h->n_merges,
         h->off_added + 8 * (uint64_t)h->n_added };
-    const uint64_t next[5] = {
-        h->off_text, h->off_merges, h->off_buckets, h->off_added, h->total_size };
+    const uint64_t next[4] = { h->off_text, h->off_merges, h->off_added, h->total_size };
     int i;
 
-    for (i = 0; i < 5; i++)
+    for (i = 0; i < 4; i++)
         if (!qs_tok_gap_ok(t->blob, end[i], next[i]))
             return qs_fail(err, QSAE_E_FORMAT, end[i],
                            "tokenizer: padding is not zero");
     return QSAE_OK;
 }
 
-/* Points t into the blob, which must outlive it, after checking all of it:
-   afterwards no call on t can read outside, loop, or depend on anything that was not
-   checked.  Time is linear in the blob.  On failure t is not usable. */
-static qsae_status qs_tok_bind(qs_tok *t, const uint8_t *blob, size_t size, qsae_error *err)
+/* ---- characters that the merges may start from whole
+
+   Merges go by rank, so the bytes of a character become one token before anything else
+   touches them if every merge that could tear it apart ranks behind those that build
+   it. Such a merge joins text before the character with a beginning of it (`first`,
+   below: the lowest rank by the character's first byte), or an end of it with text after
+   it (few: the characters that such text begins with are marked QS_KIND_JOINS, and what
+   stands before one starts from bytes). Text before it that ends in ASCII is left out:
+   after that, too, a character starts from bytes. */
+
+typedef struct qs_tearing {
+    uint32_t first[2][256];              /* by 1 byte of the character, by 2 or more */
+    uint32_t any;                        /* merges that tear characters on both sides */
+} qs_tearing;
+
+static int qs_utf8_inside(const uint8_t *s, size_t n)
+{
+    while (n > 0 && (s[n - 1] & 0xC0) == 0x80)
+        n--;
+    return n == 0;
+}
+
+static void qs_tok_tearing(qs_tok *t, qs_tearing *k)
+{
+    uint32_t i, c, na, nb, *low;
+
+    memset(k, 0xFF, sizeof *k);
+    for (i = 0; i < t->n_merges; i++) {
+        const qs_tok_merge *m = &t->merges[i];
+        const uint8_t *a = t->text + t->text_off[m->left], *b = t->text + t->text_off[m->right];
+        int torn;
+        na = qs_tok_len(t, m->left);
+        nb = qs_tok_len(t, m->right);
+        if ((b[0] & 0xC0) == 0x80)       /* both inside one character */
+            continue;
+        torn = qs_utf8_need(b[0]) == 0 || nb < qs_utf8_need(b[0]);
+        low = torn && a[na - 1] >= 0x80 ? &k->first[nb > 1][b[0]] : NULL;
+        if (low && i < *low)
+            *low = i;
+        if (!qs_utf8_inside(a, na))
+            continue;
+        if (torn) {
+            k->any = i < k->any ? i : k->any;
+        } else {
+            qs_utf8_get(b, &c);
+            if (c < 0x10000)
+                t->fast->kind[c] |= QS_KIND_JOINS;
+        }
+    }
+}
+
+/* The token of a character of three bytes if it may start from whole, or NONE. */
+static uint32_t qs_tok_whole(const qs_tok *t, const qs_tearing *k, const uint8_t *s)
+{
+    uint32_t a = t->byte_id[s[0]], b = t->byte_id[s[1]], c = t->byte_id[s[2]];
+    uint32_t r1 = qs_tok_rank(t, a, b), r2 = qs_tok_rank(t, b, c), last, limit = k->any;
+
+    limit = k->first[0][s[0]] < limit ? k->first[0][s[0]] : limit;
+    if (r1 < r2) {
+        last = qs_tok_rank(t, t->merges[r1].result, c);
+        limit = k->first[1][s[0]] < limit ? k->first[1][s[0]] : limit;
+    } else if (r2 != QS_TOK_NONE) {
+        r1 = r2;
+        last = qs_tok_rank(t, a, t->merges[r2].result);
+    } else {
+        return QS_TOK_NONE;
+    }
+    return last == QS_TOK_NONE || last >= limit || r1 >= limit ? QS_TOK_NONE
+                                                               : t->merges[last].result;
+}
+
+static void qs_tok_fill_whole(qs_tok *t)
+{
+    qs_tearing k;
+    uint32_t i, c;
+
+    qs_tok_tearing(t, &k);
+    memset(t->fast->whole, 0xFF, sizeof t->fast->whole);
+    for (i = 0; i < t->n_tokens; i++) {
+        const uint8_t *s = t->text + t->text_off[i];
+        if (qs_tok_len(t, i) == 3 && s[0] >= 0xE2 && qs_utf8_next(s, 3, &c) == 3
+            && c >= 0x2E80 && c < 0xD800)
+            t->fast->whole[c - 0x2E80] = qs_tok_whole(t, &k, s);
+    }
+}
+
+/* Bytes of the tables that binding this blob makes, whatever the blob is. */
+static size_t qs_tok_room(const uint8_t *blob, size_t size)
+{
+    qs_tok_header h = {0};
+
+    if (size >= sizeof h)
+        memcpy(&h, blob, sizeof h);
+    return sizeof(qs_tok_tables)
+        + 8 * qs_tok_index_count(h.n_merges < size / 12 ? h.n_merges : (uint32_t)(size / 12));
+}
+
+/* Points t into the blob, which must outlive it as must `room`, qs_tok_room bytes aligned
+   to 8, after checking all of it: afterwards no call on t can read outside, loop, or
+   depend on anything that was not checked.  Time is linear in the blob.  On failure t is
+   not usable. */
+static qsae_status qs_tok_bind(qs_tok *t, const uint8_t *blob, size_t size, void *room,
+                               qsae_error *err)
 {
     qs_tok_header h;
     qsae_status st;
@@ -3567,18 +3773,24 @@ static qsae_status qs_tok_bind(qs_tok *t, const uint8_t *blob, size_t size, qsae
     t->n_tokens = h.n_tokens;
     t->n_merges = h.n_merges;
     t->n_added = h.n_added;
-    t->bucket_mask = h.n_buckets - 1;
+    t->fast = room;
+    t->index = (uint64_t *)(void *)(t->fast + 1);
+    t->index_mask = (uint32_t)qs_tok_index_count(h.n_merges) - 1;
+    memset(t->fast->pairs, 0, sizeof t->fast->pairs);
+    memset(t->index, 0, 8 * ((size_t)t->index_mask + 1));
     t->byte_id = (const uint32_t *)(const void *)(blob + h.off_byte_id);
     t->text_off = (const uint32_t *)(const void *)(blob + h.off_text_off);
     t->text = blob + h.off_text;
     t->merges = (const qs_tok_merge *)(const void *)(blob + h.off_merges);
-    t->buckets = (const uint32_t *)(const void *)(blob + h.off_buckets);
     t->added = (const qs_tok_added *)(const void *)(blob + h.off_added);
     if ((st = qs_tok_bind_gaps(t, &h, err)) != QSAE_OK
         || (st = qs_tok_bind_texts(t, &h, err)) != QSAE_OK
-        || (st = qs_tok_bind_merges(t, &h, err)) != QSAE_OK)
+        || (st = qs_tok_bind_merges(t, &h, err)) != QSAE_OK
+        || (st = qs_tok_bind_added(t, &h, err)) != QSAE_OK)
         return st;
-    return qs_tok_bind_added(t, &h, err);
+    qs_kind_fill(t->fast->kind);
+    qs_tok_fill_whole(t);
+    return QSAE_OK;
 }
 
 /* ------------------------------------------------------------- queries (private) */
@@ -3646,12 +3858,47 @@ static int qs_tok_find_added(const qs_tok *t, const char *content, size_t len,
 
 /* ------------------------------------------------------------ encoding (private) */
 
+/* A piece that was met before in this text, with its ids. */
+typedef struct qs_seen {
+    uint8_t len, count;                  /* len 0: free */
+    uint8_t text[30];
+    uint32_t id[8];
+} qs_seen;
+
+/* How many of them a text of this many bytes gets: clearing them must not cost more
+   than they save. */
+static size_t qs_seen_count(size_t text_len)
+{
+    size_t n = 4096;
+
+    while (n > text_len / 16)
+        n /= 2;
+    return n;
+}
+
+static size_t qs_seen_hash(const uint8_t *s, size_t n)
+{
+    uint64_t a, b = 0, h;
+
+    if (n >= 8) {
+        a = qs_load64(s);
+        b = qs_load64(s + n - 8);
+    } else {
+        a = (uint64_t)s[0] | (uint64_t)s[n / 2] << 8 | (uint64_t)s[n - 1] << 16;
+        b = (uint64_t)s[n / 4] | (uint64_t)s[n - n / 4 - 1] << 8;
+    }
+    h = (a ^ (b << 29 | b >> 35) ^ n) * UINT64_C(0x9E3779B97F4A7C15);
+    return (size_t)(h >> 40);
+}
+
 typedef struct qs_enc {
     const qs_tok *t;
     int32_t *ids;
     size_t cap, n;
     uint8_t *room;                       /* scratch not in use, 8-byte aligned */
     size_t room_size;
+    qs_seen *seen;                       /* [n_seen], a power of two; NULL: none */
+    size_t n_seen;
     qsae_error *err;
 } qs_enc;
 
@@ -3700,15 +3947,43 @@ static qsae_status qs_enc_long(qs_enc *e, const uint8_t *s, size_t n)
     return QSAE_OK;
 }
 
+/* A piece of at most QS_SMALL bytes. */
+static void qs_enc_small(qs_enc *e, const uint8_t *s, size_t n)
+{
+    qs_seen *seen = NULL;
+    uint32_t small[QS_SMALL], *id = small;
+    size_t i, count;
+
+    if (n == 1) {
+        qs_enc_put(e, e->t->byte_id[s[0]]);
+        return;
+    }
+    if (e->seen && n <= sizeof seen->text)
+        seen = &e->seen[qs_seen_hash(s, n) & (e->n_seen - 1)];
+    if (seen && seen->len == n && memcmp(seen->text, s, n) == 0) {
+        id = seen->id;
+        count = seen->count;
+    } else {
+        count = qs_bpe_small(e->t, s, n, id);
+        if (seen && count <= QS_COUNT(seen->id)) {
+            seen->len = (uint8_t)n;
+            seen->count = (uint8_t)count;
+            memcpy(seen->text, s, n);
+            memcpy(seen->id, id, count * sizeof *id);
+        }
+    }
+    for (i = 0; i < count; i++)
+        qs_enc_put(e, id[i]);
+}
+
 /* s[0..n), valid UTF-8 without added tokens. */
 static qsae_status qs_enc_plain(qs_enc *e, const uint8_t *s, size_t n)
 {
     uint8_t *room = e->room;
-    size_t room_size = e->room_size, at, len, i, count;
-    uint32_t id[QS_SMALL];
+    size_t room_size = e->room_size, at, len;
     qsae_status st = QSAE_OK;
 
-    if (!qs_nfc_quick(s, n)) {
+    if (!qs_nfc_quick(e->t, s, n)) {
         n = qs_nfc(s, n, e->room, e->room_size);
         if (n == SIZE_MAX)
             return qs_enc_no_room(e);
@@ -3716,14 +3991,11 @@ static qsae_status qs_enc_plain(qs_enc *e, const uint8_t *s, size_t n)
         qs_enc_take(e, n);
     }
     for (at = 0; at < n && st == QSAE_OK; at += len) {
-        len = qs_piece(s + at, n - at);
-        if (len > QS_SMALL) {
+        len = qs_piece(e->t, s + at, n - at);
+        if (len > QS_SMALL)
             st = qs_enc_long(e, s + at, len);
-            continue;
-        }
-        count = qs_bpe_small(e->t, s + at, len, id);
-        for (i = 0; i < count; i++)
-            qs_enc_put(e, id[i]);
+        else
+            qs_enc_small(e, s + at, len);
     }
     e->room = room;                      /* the next plain text may use it all again */
     e->room_size = room_size;
@@ -3753,11 +4025,13 @@ static qsae_status qs_enc_text(qs_enc *e, const uint8_t *s, size_t n, int parse_
 /* Scratch that is enough for any text of this many bytes; SIZE_MAX if it has no
    size.  Per byte: 3 for the repaired text (a bad byte becomes three), 3 for its NFC
    (never longer than 3 times), and for each of those 16 in the arrays of a long
-   piece.  Ordinary text (NFC, valid, no word over QS_SMALL bytes) touches none of
-   it. */
+   piece, and what was seen.  Ordinary text (NFC, valid, no word over QS_SMALL bytes)
+   touches none but that. */
 static size_t qs_tok_scratch(size_t text_len)
 {
-    return text_len > (SIZE_MAX - 64) / 54 ? SIZE_MAX : 54 * text_len + 64;
+    size_t seen = qs_seen_count(text_len) * sizeof(qs_seen) + 64;
+
+    return text_len > (SIZE_MAX - seen) / 54 ? SIZE_MAX : 54 * text_len + seen;
 }
 
 /* Writes the first `cap` ids of the text and returns the count of all in *n (cap may
@@ -3786,6 +4060,12 @@ static qsae_status qs_tok_encode(const qs_tok *t, const char *text, size_t len,
     if (scratch_size > skew) {
         e.room = (uint8_t *)scratch + skew;
         e.room_size = scratch_size - skew;
+    }
+    e.n_seen = qs_seen_count(len);
+    if (e.n_seen > 0 && e.n_seen * sizeof *e.seen <= e.room_size) {
+        e.seen = (qs_seen *)(void *)e.room;
+        memset(e.seen, 0, e.n_seen * sizeof *e.seen);
+        qs_enc_take(&e, e.n_seen * sizeof *e.seen);
     }
     if (!qs_utf8_valid(s, len)) {
         if (e.room_size / 3 < len)
@@ -3831,6 +4111,8 @@ struct qsae_model {
 #endif
     uint8_t *tok_blob; /* heap copy: its offsets are trusted after validation, a mapped file's may change */
     size_t tok_size;
+    void *tok_room;
+    size_t tok_room_size;
 };
 
 /* The part of the record that describes the network. */
@@ -3950,7 +4232,12 @@ static qsae_status qs_bind_tokenizer(qs_cursor *k, qsae_model *m, qsae_error *er
                        (unsigned long long)t->cols);
     m->tok_size = (size_t)t->cols;
     memcpy(m->tok_blob, k->c->file.data + t->offset, m->tok_size);
-    qsae_status st = qs_tok_bind(&m->tok, m->tok_blob, m->tok_size, err);
+    m->tok_room_size = qs_tok_room(m->tok_blob, m->tok_size);
+    m->tok_room = qs_alloc(&m->file.alloc, m->tok_room_size);
+    if (!m->tok_room)
+        return qs_fail(err, QSAE_E_NOMEM, t->offset, "no memory for a tokenizer's tables of %zu bytes",
+                       m->tok_room_size);
+    qsae_status st = qs_tok_bind(&m->tok, m->tok_blob, m->tok_size, m->tok_room, err);
     if (st) return st;
     if (m->tok.n_tokens > (uint32_t)m->info.vocab_size)
         return qs_fail(err, QSAE_E_MISMATCH, t->offset, "the tokenizer has %u tokens, vocab_size is %d",
@@ -4054,6 +4341,7 @@ void qsae_model_close(qsae_model *model)
     if (!model) return;
     qs_container file = model->file;
     qs_release(&file.alloc, model->tok_blob, model->tok_size);
+    qs_release(&file.alloc, model->tok_room, model->tok_room_size);
     qs_release(&file.alloc, model->layers, model->layers_size);
     qs_release(&file.alloc, model, sizeof *model);
     qs_container_close(&file);

@@ -58,6 +58,14 @@ static const uint8_t *good_blob(size_t *size)
     return blob;
 }
 
+/* Binds with tables of exactly the size that is asked for; the caller frees them. */
+static qsae_status bind(qs_tok *tok, const uint8_t *blob, size_t n, void **room)
+{
+    qsae_error e;
+    *room = malloc(qs_tok_room(blob, n));
+    return qs_tok_bind(tok, blob, n, *room, &e);
+}
+
 static void encode(const qs_tok *tok, const char *text, size_t n, int special)
 {
     static int32_t ids[MAX_IDS];
@@ -77,16 +85,17 @@ static void try_json(const uint8_t *data, size_t size)
     char err[256];
     uint8_t *blob = NULL;
     size_t blob_size;
+    void *room;
     qs_tok tok;
-    qsae_error e;
     char *json = malloc(size + 1);
     memcpy(json, data, size);
     json[size] = 0;
     if (tok_build_from_json(json, size, &blob, &blob_size, err, sizeof err)) {
         uint8_t *copy = aligned_copy(blob, blob_size);
-        if (qs_tok_bind(&tok, copy, blob_size, &e) != QSAE_OK)
+        if (bind(&tok, copy, blob_size, &room) != QSAE_OK)
             abort(); /* the builder must not write what the library refuses */
         encode(&tok, "Hello, world 123", 16, 1);
+        free(room);
         free(copy);
     }
     free(blob);
@@ -98,7 +107,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     static const char sample[] =
         "Hello <|im_start|>w\xC3\xB6rld's  12345\n\n\xE6\x9D\xB1 \xFF!";
     qs_tok tok;
-    qsae_error e;
+    void *room;
     size_t n;
     const uint8_t *good = good_blob(&n);
     int mode = size ? data[0] : 0;
@@ -110,12 +119,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (mode & 1)
         for (size_t i = 1; i + 5 <= size; i += 5)
             patch(blob, n, 1024, data + i);
-    if (qs_tok_bind(&tok, blob, n, &e) == QSAE_OK) {
+    if (bind(&tok, blob, n, &room) == QSAE_OK) {
         if (mode & 1)
             encode(&tok, sample, sizeof sample - 1, mode & 2);
         else
             encode(&tok, (const char *)data, size, mode & 2);
     }
+    free(room);
     free(blob);
     return 0;
 }

@@ -95,6 +95,7 @@ static uint8_t *aligned(const uint8_t *from, size_t n)
 
 static uint8_t *blob;
 static size_t blob_size;
+static uint64_t tok_room[1 << 16], other_room[1 << 16]; /* blobs here have at most some 100 merges */
 static qs_tok tok;
 
 static void test_build(void)
@@ -112,7 +113,7 @@ static void test_build(void)
     blob = aligned(b, n);
     blob_size = n;
     e.text[0] = 0;
-    CHECK(qs_tok_bind(&tok, blob, n, &e) == QSAE_OK);
+    CHECK(qs_tok_bind(&tok, blob, n, tok_room, &e) == QSAE_OK);
     if (e.text[0])
         printf("%s\n", e.text);
     free(b);
@@ -277,7 +278,7 @@ static void split(const char *s, const char *want, int line)
     size_t n = strlen(s), at = 0, w = 0, len;
 
     for (; at < n; at += len) {
-        len = qs_piece((const uint8_t *)s + at, n - at);
+        len = qs_piece(&tok, (const uint8_t *)s + at, n - at);
         CHECK(len > 0 && len <= n - at);
         memcpy(got + w, s + at, len);
         w += len;
@@ -317,7 +318,7 @@ static void nfc(const char *s, const char *want, int line)
 {
     uint32_t room[256];
     size_t n = strlen(s);
-    int quick = qs_nfc_quick((const uint8_t *)s, n);
+    int quick = qs_nfc_quick(&tok, (const uint8_t *)s, n);
 
     n = qs_nfc((const uint8_t *)s, n, room, sizeof room);
     test_check(n == strlen(want) && memcmp(room, want, n) == 0, __FILE__, line, s);
@@ -501,14 +502,15 @@ static const char FUZZ_TEXT[] =
 /* Error, or a tokenizer that works: encodes into ids that exist and spell something. */
 static int bind_and_use(const uint8_t *b, size_t n)
 {
-    uint8_t scratch[54 * sizeof FUZZ_TEXT + 64];
+    static uint8_t scratch[64 * sizeof FUZZ_TEXT + 1024];
     int32_t ids[512];
     size_t count, i, len;
-    qs_tok t;
+    static qs_tok t;
     qsae_error e;
 
     e.text[0] = 0;
-    if (qs_tok_bind(&t, b, n, &e) != QSAE_OK) {
+    CHECK(qs_tok_room(b, n) <= sizeof other_room);
+    if (qs_tok_bind(&t, b, n, other_room, &e) != QSAE_OK) {
         CHECK(e.text[0] != 0);
         return 0;
     }
@@ -523,6 +525,9 @@ static void test_bad_blobs(void)
 {
     size_t n, i, good = 0;
     uint8_t *b, *c;
+    uint32_t merges;
+    static qs_tok t;
+    qsae_error e;
     int k;
 
     for (n = 0; n < blob_size; n++) {
@@ -538,6 +543,12 @@ static void test_bad_blobs(void)
     CHECK(!bind_and_use(c + 4, blob_size));
     free(b);
     free(c);
+    b = aligned(blob, blob_size);        /* a pair that is there twice */
+    memcpy(&merges, b + offsetof(qs_tok_header, off_merges), 4);
+    memcpy(b + merges + sizeof(qs_tok_merge), b + merges, sizeof(qs_tok_merge));
+    CHECK(qs_tok_bind(&t, b, blob_size, other_room, &e) == QSAE_E_FORMAT
+          && strstr(e.text, "merges 0 and 1 are of one pair"));
+    free(b);
     b = aligned(blob, blob_size);        /* exact, so that ASan sees a byte too far */
     CHECK(bind_and_use(b, blob_size));
     for (i = 0; i < blob_size; i++) {
@@ -594,7 +605,7 @@ static void test_catalogue(void)
         sprintf(json, "%.*s%s%s", (int)(at - good), good, to, at + strlen("\"content\":\"<think>\""));
         CHECK(tok_build_from_json(json, strlen(json), &b, &n, err, sizeof err));
         uint8_t *c = aligned(b, n);
-        CHECK(qs_tok_bind(&t, c, n, &e) == QSAE_OK);
+        CHECK(qs_tok_bind(&t, c, n, other_room, &e) == QSAE_OK);
         CHECK(k ? qs_tok_find_added(&t, "\"vocab\":{\"merges\":[", 19, &id)
                 : qs_tok_find_added(&t, "\360\237\230\200", 4, &id));
         CHECK(id == 303);
@@ -632,7 +643,7 @@ static void test_bad_json(void)
             json[at] = (char)(was ^ 1 << rnd(7));
         if (tok_build_from_json(json, n, &b, &size, err, sizeof err)) {
             c = aligned(b, size);
-            CHECK(qs_tok_bind(&t, c, size, &e) == QSAE_OK);
+            CHECK(qs_tok_bind(&t, c, size, other_room, &e) == QSAE_OK);
             free(c);
             built++;
         }

@@ -34,7 +34,10 @@ typedef struct token {
     uint8_t in_vocab, is_added, special;
 } token;
 
-typedef struct merge { uint32_t left, right, result, next; } merge;
+typedef struct merge {
+    uint32_t left, right, result;
+    uint32_t next;                       /* of the same bucket, to find a pair that comes twice */
+} merge;
 
 typedef struct build {
     json_doc *doc;
@@ -577,23 +580,23 @@ static uint32_t merge_hash(uint32_t left, uint32_t right)
     return h ^ h >> 16;
 }
 
-/* Appends merge `rank` to the chain of its bucket, which no equal pair may be in. */
+/* Puts merge `rank` in front of the others of its bucket, none of which may be equal. */
 static int chain_merge(build *b, uint32_t rank)
 {
     merge *m = &b->merges[rank];
-    uint32_t *link = &b->buckets[merge_hash(m->left, m->right) & (b->n_buckets - 1)];
-    uint32_t n = 0;
+    uint32_t *first = &b->buckets[merge_hash(m->left, m->right) & (b->n_buckets - 1)];
+    uint32_t at, n = 0;
 
-    for (; *link != NONE; link = &b->merges[*link].next) {
-        if (b->merges[*link].left == m->left && b->merges[*link].right == m->right)
+    for (at = *first; at != NONE; at = b->merges[at].next) {
+        if (b->merges[at].left == m->left && b->merges[at].right == m->right)
             return fail(b, "merge %u is the same as merge %u", (unsigned)rank,
-                        (unsigned)*link);
-        if (++n == MAX_CHAIN)
+                        (unsigned)at);
+        if (++n == MAX_CHAIN)            /* made so: no search may take long */
             return fail(b, "merge %u: more than %u merges share a bucket",
                         (unsigned)rank, MAX_CHAIN);
     }
-    *link = rank;
-    m->next = NONE;
+    m->next = *first;
+    *first = rank;
     return 1;
 }
 
@@ -659,42 +662,40 @@ static void put_u32(uint8_t *p, uint32_t x)
     p[3] = (uint8_t)(x >> 24);
 }
 
-/* Offsets of the six tables and, last, the size; all are multiples of 64. */
-static size_t table_offsets(const build *b, size_t off[7])
+/* Offsets of the five tables and, last, the size; all are multiples of 64. */
+static size_t table_offsets(const build *b, size_t off[6])
 {
-    size_t size[6];
+    size_t size[5];
     int i;
 
     size[0] = 256 * 4;
     size[1] = 4 * ((size_t)b->n_tokens + 1);
     size[2] = (size_t)b->text_bytes;
-    size[3] = 16 * (size_t)b->n_merges;
-    size[4] = 4 * (size_t)b->n_buckets;
-    size[5] = 8 * (size_t)b->n_added;
+    size[3] = 12 * (size_t)b->n_merges;
+    size[4] = 8 * (size_t)b->n_added;
     off[0] = 64;
-    for (i = 0; i < 6; i++)
+    for (i = 0; i < 5; i++)
         off[i + 1] = (off[i] + size[i] + 63) / 64 * 64;
-    return off[6];
+    return off[5];
 }
 
-static void put_header(const build *b, const size_t off[7], uint8_t *p)
+static void put_header(const build *b, const size_t off[6], uint8_t *p)
 {
-    uint32_t h[16] = {0x4B4F5451u, 1, 1};        /* "QTOK", version, pipeline */
+    uint32_t h[16] = {0x4B4F5451u, 2, 1};        /* "QTOK", version, pipeline */
     int i;
 
     h[3] = b->n_tokens;
     h[4] = b->n_merges;
     h[5] = b->n_added;
-    h[6] = b->n_buckets;
-    h[7] = (uint32_t)b->text_bytes;
-    for (i = 0; i < 7; i++)
-        h[8 + i] = (uint32_t)off[i];
+    h[6] = (uint32_t)b->text_bytes;
+    for (i = 0; i < 6; i++)
+        h[7 + i] = (uint32_t)off[i];
     for (i = 0; i < 16; i++)
         put_u32(p + 4 * i, h[i]);
 }
 
 /* text_off and text */
-static void put_texts(const build *b, const size_t off[7], uint8_t *p)
+static void put_texts(const build *b, const size_t off[6], uint8_t *p)
 {
     uint32_t id, at = 0;
 
@@ -709,7 +710,7 @@ static void put_texts(const build *b, const size_t off[7], uint8_t *p)
 }
 
 /* byte_id; 0 if a byte has no token: then some text could not be encoded */
-static int put_bytes(build *b, const size_t off[7], uint8_t *p)
+static int put_bytes(build *b, const size_t off[6], uint8_t *p)
 {
     char sym[2];
     uint32_t cp, id;
@@ -733,7 +734,7 @@ static int put_bytes(build *b, const size_t off[7], uint8_t *p)
 
 static int write_blob(build *b, uint8_t **blob, size_t *blob_size)
 {
-    size_t off[7], size = table_offsets(b, off), i;
+    size_t off[6], size = table_offsets(b, off), i;
     uint8_t *p = calloc(size, 1), *q;
 
     if (!p)
@@ -744,15 +745,12 @@ static int write_blob(build *b, uint8_t **blob, size_t *blob_size)
         return 0;
     }
     put_texts(b, off, p);
-    for (i = 0, q = p + off[3]; i < b->n_merges; i++, q += 16) {
+    for (i = 0, q = p + off[3]; i < b->n_merges; i++, q += 12) {
         put_u32(q, b->merges[i].left);
         put_u32(q + 4, b->merges[i].right);
         put_u32(q + 8, b->merges[i].result);
-        put_u32(q + 12, b->merges[i].next);
     }
-    for (i = 0; i < b->n_buckets; i++)
-        put_u32(p + off[4] + 4 * i, b->buckets[i]);
-    for (i = 0, q = p + off[5]; i < b->n_added; i++, q += 8) {
+    for (i = 0, q = p + off[4]; i < b->n_added; i++, q += 8) {
         put_u32(q, b->added[i]);
         put_u32(q + 4, b->tok[b->added[i]].special);
     }
