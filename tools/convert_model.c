@@ -409,9 +409,9 @@ static int check_tensor(plan *p, want *w)
                        "tensor %s is %s; F32, BF16 and F16 are supported", w->name,
                        tensor_type_name(t->type));
     if (!vector)
-        w->type = p->o->type            ? p->o->type
+        w->type = p->o->type               ? p->o->type
                   : t->type == TENSOR_BF16 ? QSAE_TYPE_BF16
-                                        : QSAE_TYPE_F32;
+                                           : QSAE_TYPE_F32;
     return 0;
 }
 
