@@ -1624,6 +1624,10 @@ uint64_t qsae_tensor_bytes(uint32_t type, uint32_t layout, uint64_t rows, uint64
         return type == QSAE_TYPE_BYTES && rows == 1 ? (cols + 63) & ~(uint64_t)63 : 0;
     if (layout == QSAE_LAYOUT_VECTOR)
         return type == QSAE_TYPE_F32 && rows == 1 ? (cols * 4 + 63) & ~(uint64_t)63 : 0;
+    if ((type == QSAE_TYPE_Q8 || type == QSAE_TYPE_Q4) && layout == QSAE_LAYOUT_BLOCK16) {
+        uint64_t panels = (rows + 15) / 16, panel = (cols + 255) / 256 * (type == QSAE_TYPE_Q8 ? 4160u : 2176u);
+        return panels > (uint64_t)INT64_MAX / panel ? 0 : panels * panel;
+    }
     if (type != QSAE_TYPE_F32 && type != QSAE_TYPE_BF16) return 0;
     uint64_t per_row, n;
     if (layout == QSAE_LAYOUT_BLOCK16) {

@@ -128,7 +128,7 @@ static void write_seed(const char *folder, const char *name, const uint8_t *data
 
 static void write_seeds(const char *folder)
 {
-    static const tiny_shape shapes[2] = {{1, 2, 1, 1, 2, 2, 3, 1, 1}, {1, 3, 2, 1, 2, 2, 4, 0, 0}};
+    static const tiny_shape shapes[2] = {{1, 2, 1, 1, 2, 2, 3, 1, QSAE_TYPE_BF16}, {1, 3, 2, 1, 2, 2, 4, 0, 0}};
     static const char *const models[2] = {"model_bf16", "model_f32"};
     static const char *const saes[4] = {"jumprelu", "suite", "gated", "relu"};
     for (int i = 0; i < 6; i++) {

@@ -182,7 +182,7 @@ static void check_shape(const tiny_shape *s, uint64_t golden)
 
 int main(void)
 {
-    /* n_layers, d_model, n_heads, n_kv_heads, head_dim, d_ff, vocab_size, tied, bf16: awkward on purpose */
+    /* n_layers, d_model, n_heads, n_kv_heads, head_dim, d_ff, vocab_size, tied, type: awkward on purpose */
     static const struct {
         tiny_shape shape;
         int n_tokens;
@@ -190,9 +190,9 @@ int main(void)
     } list[] = {
         {{2, 24, 4, 2, 10, 50, 101, 0, 0}, 75, 0x240b8ad66739a526u},
         {{1, 12, 2, 1, 6, 20, 40, 1, 0}, 290, 0x1d5d62127d2edf62u},
-        {{2, 33, 6, 1, 8, 300, 64, 1, 1}, 75, 0x3044132a8416bcd2u},
+        {{2, 33, 6, 1, 8, 300, 64, 1, QSAE_TYPE_BF16}, 75, 0x3044132a8416bcd2u},
         {{1, 272, 8, 8, 34, 40, 33, 1, 0}, 75, 0xaf44ac3ea192f401u},
-        {{3, 16, 2, 2, 16, 17, 200, 0, 1}, 75, 0x125539083fa6a3c7u},
+        {{3, 16, 2, 2, 16, 17, 200, 0, QSAE_TYPE_BF16}, 75, 0x125539083fa6a3c7u},
     };
     for (size_t i = 0; i < sizeof list / sizeof *list; i++) {
         N_TOKENS = list[i].n_tokens;

@@ -11,7 +11,7 @@
 
 /* Small on purpose: every byte of these is changed in several ways. */
 static const tiny_shape SMALL = {1, 4, 2, 1, 2, 3, 5, 0, 0};
-static const tiny_shape SMALL_TIED = {2, 3, 1, 1, 2, 2, 4, 1, 1};
+static const tiny_shape SMALL_TIED = {2, 3, 1, 1, 2, 2, 4, 1, QSAE_TYPE_BF16};
 static const tiny_sae SMALL_SAE = {QSAE_RESID_POST, 0, QSAE_RESID_POST, 0, 4, 4, 6, 0, QSAE_ACT_JUMPRELU,
                                    QSAE_NORM_NONE, 0, 0, 0};
 static const tiny_sae SMALL_SUITE = {QSAE_MLP_INPUT, 0, QSAE_MLP_OUT, 0, 4, 4, 5, 2, QSAE_ACT_TOPK,
@@ -817,6 +817,16 @@ static void check_tensor_bytes(void)
     CHECK(qsae_tensor_bytes(f32, QSAE_LAYOUT_BLOCK16, 1, 1) == 1024);
     CHECK(qsae_tensor_bytes(bf16, QSAE_LAYOUT_BLOCK16, 17, 33) == 32 * 48 * 2);
     CHECK(qsae_tensor_bytes(f32, QSAE_LAYOUT_ROWS, 3, 17) == 3 * 128);
+    CHECK(qsae_tensor_bytes(QSAE_TYPE_Q8, QSAE_LAYOUT_BLOCK16, 1, 1) == 4160);
+    CHECK(qsae_tensor_bytes(QSAE_TYPE_Q8, QSAE_LAYOUT_BLOCK16, 17, 257) == 4 * 4160);
+    CHECK(qsae_tensor_bytes(QSAE_TYPE_Q4, QSAE_LAYOUT_BLOCK16, 16, 256) == 2176);
+    CHECK(qsae_tensor_bytes(QSAE_TYPE_Q4, QSAE_LAYOUT_BLOCK16, 33, 512) == 6 * 2176);
+    for (uint32_t q = QSAE_TYPE_Q8; q <= QSAE_TYPE_Q4; q++) {
+        CHECK(qsae_tensor_bytes(q, QSAE_LAYOUT_ROWS, 16, 256) == 0);
+        CHECK(qsae_tensor_bytes(q, QSAE_LAYOUT_VECTOR, 1, 256) == 0);
+        CHECK(qsae_tensor_bytes(q, QSAE_LAYOUT_BYTES, 1, 256) == 0);
+        CHECK(qsae_tensor_bytes(q, QSAE_LAYOUT_BLOCK16, (uint64_t)1 << 40, (uint64_t)1 << 40) == 0);
+    }
     CHECK(qsae_tensor_bytes(bf16, QSAE_LAYOUT_ROWS, 3, 17) == 3 * 64);
     CHECK(qsae_tensor_bytes(bf16, QSAE_LAYOUT_ROWS, 3, 33) == 3 * 128);
     CHECK(qsae_tensor_bytes(bytes, QSAE_LAYOUT_BYTES, 1, 65) == 128);

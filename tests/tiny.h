@@ -28,7 +28,8 @@ static inline void *tiny_alloc(size_t size)
 
 typedef struct tiny_shape {
     uint32_t n_layers, d_model, n_heads, n_kv_heads, head_dim, d_ff, vocab_size;
-    int tied, bf16;
+    int tied;
+    uint32_t type; /* of the matrices; 0: F32 */
 } tiny_shape;
 
 typedef struct tiny_sae {
@@ -61,7 +62,7 @@ static inline void tiny_put_bf16(uint8_t *p, float v)
     memcpy(p, &h, 2);
 }
 
-/* Writes value (n, k) of a tensor record into its bytes. */
+/* Writes value (n, k) of a tensor record into its bytes. Not for Q8 and Q4, where values share a scale. */
 static inline void tiny_put(const qsae_tensor_record *t, uint8_t *p, uint64_t n, uint64_t k, float v)
 {
     uint64_t kp = (t->cols + 15) / 16 * 16, row = t->size / t->rows;
@@ -74,6 +75,61 @@ static inline void tiny_put(const qsae_tensor_record *t, uint8_t *p, uint64_t n,
     else tiny_put_bf16(p + at, v);
 }
 
+/* One row of a Q8 superblock: n weights, as tiny_add spreads them, the rest of the 256 zero. One row in twenty is
+ * zero as a whole, with its scale. */
+static inline void tiny_row_q8(uint8_t *block, uint32_t r, uint64_t n, double spread, uint64_t *seed)
+{
+    int zero = tiny_uniform(seed) > 0.9, any = 0;
+    for (uint64_t k = 0; k < n; k++) {
+        int w = zero ? 0 : (int)(127.99 * tiny_uniform(seed));
+        block[k / 4 * 64 + 4 * r + k % 4] = (uint8_t)w;
+        any |= w;
+    }
+    double a = 0.5 * tiny_uniform(seed); /* two statements, as below */
+    a += 1;
+    float scale = any ? (float)(spread * a / 127) : 0;
+    memcpy(block + 4096 + 4 * r, &scale, 4);
+}
+
+/* The same of Q4, whose superblock was filled with 0x88. A 32 of zeros has m = 1. */
+static inline void tiny_row_q4(uint8_t *block, uint32_t r, uint64_t n, double spread, uint64_t *seed)
+{
+    int zero = tiny_uniform(seed) > 0.9, any = 0;
+    uint32_t ms = 0;
+    for (uint64_t k = 0; k < n; k += 32) {
+        int some = 0;
+        uint32_t m = (uint32_t)(8 * (tiny_uniform(seed) + 1)); /* m - 1 */
+        for (uint64_t i = k; i < k + 32 && i < n; i++) {
+            int q = zero ? 0 : (int)(8 * (tiny_uniform(seed) + 1)) - 8;
+            uint8_t *at = block + i / 8 * 64 + 4 * r + i % 4;
+            int low = *at & 15, high = *at >> 4;
+            if (i % 8 < 4) low = q + 8;
+            else high = q + 8;
+            *at = (uint8_t)(high << 4 | low);
+            some |= q;
+        }
+        if (some) ms |= m << k / 8; /* 4 bits each 32 */
+        any |= some;
+    }
+    double d = 0.5 * tiny_uniform(seed);
+    d += 1;
+    float scale = any ? (float)(spread * d / 78) : 0; /* m q has an rms of 45 */
+    memcpy(block + 2048 + 4 * r, &ms, 4);
+    memcpy(block + 2112 + 4 * r, &scale, 4);
+}
+
+static inline void tiny_fill_quantized(const qsae_tensor_record *t, uint8_t *p, double spread, uint64_t *seed)
+{
+    int q8 = t->type == QSAE_TYPE_Q8;
+    if (!q8) memset(p, 0x88, t->size);
+    for (uint64_t n = 0; n < t->rows; n += 16)
+        for (uint64_t k = 0; k < t->cols; k += 256, p += q8 ? 4160 : 2176) {
+            if (!q8) memset(p + 2048, 0, 128);
+            for (uint32_t r = 0; r < 16 && n + r < t->rows; r++)
+                (q8 ? tiny_row_q8 : tiny_row_q4)(p, r, t->cols - k < 256 ? t->cols - k : 256, spread, seed);
+        }
+}
+
 static inline void tiny_add(tiny_file *f, uint32_t group, uint32_t role, uint32_t type, uint32_t layout,
                      uint64_t rows, uint64_t cols, double mean, double spread)
 {
@@ -83,7 +139,9 @@ static inline void tiny_add(tiny_file *f, uint32_t group, uint32_t role, uint32_
     f->data = realloc(f->data, f->size + t.size);
     uint8_t *p = f->data + f->size;
     memset(p, 0, t.size);
-    for (uint64_t n = 0; n < rows; n++)
+    int quantized = type == QSAE_TYPE_Q8 || type == QSAE_TYPE_Q4;
+    if (quantized) tiny_fill_quantized(&t, p, spread, &f->seed);
+    for (uint64_t n = 0; n < rows && !quantized; n++)
         for (uint64_t k = 0; k < cols; k++)
         {
             double v = spread * tiny_uniform(&f->seed); /* two statements: no fused multiply-add */
@@ -141,7 +199,7 @@ static inline uint8_t *tiny_finish(tiny_file *f, uint32_t kind, const void *reco
 static inline uint8_t *tiny_model(const tiny_shape *s, uint64_t seed, size_t *size)
 {
     tiny_file f = {NULL, 0, NULL, 0, seed};
-    uint32_t w = s->bf16 ? QSAE_TYPE_BF16 : QSAE_TYPE_F32, b = QSAE_LAYOUT_BLOCK16;
+    uint32_t w = s->type ? s->type : QSAE_TYPE_F32, b = QSAE_LAYOUT_BLOCK16;
     uint64_t d = s->d_model, dq = s->n_heads * s->head_dim, dkv = s->n_kv_heads * s->head_dim;
     tiny_add(&f, 0, QSAE_ROLE_EMBED, w, b, s->vocab_size, d, 0, 1);
     tiny_add(&f, 0, QSAE_ROLE_FINAL_NORM, QSAE_TYPE_F32, QSAE_LAYOUT_VECTOR, 1, d, 1, 0.5);
