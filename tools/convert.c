@@ -34,6 +34,7 @@ static const char usage[] =
     "\n"
     "  -o, --out FILE        the file to write; it appears whole or not at all\n"
     "      --type f32|bf16   every matrix in this type (bf16 rounds to nearest even)\n"
+    "      --type q8|q4      models: every matrix in about 8 or 4 bits a weight\n"
     "      --name NAME       its name inside the file; default: the folder's\n"
     "      --force           replace FILE even if it is not a .qsae file\n"
     "      --ignore-key KEY  this key of the configuration changes no number\n"
@@ -241,6 +242,23 @@ static int take_word(const char *option, const char *value, const char *a,
     return complain(CMD_USAGE, "%s: '%.60s' is not %s or %s", option, value, a, b);
 }
 
+static int take_type(const char *value, uint32_t *out)
+{
+    static const struct {
+        const char *name;
+        uint32_t type;
+    } types[] = {{"f32", QSAE_TYPE_F32},
+                 {"bf16", QSAE_TYPE_BF16},
+                 {"q8", QSAE_TYPE_Q8},
+                 {"q4", QSAE_TYPE_Q4}};
+    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++)
+        if (strcmp(value, types[i].name) == 0) {
+            *out = types[i].type;
+            return CMD_OK;
+        }
+    return complain(CMD_USAGE, "--type: '%.60s' is not f32, bf16, q8 or q4", value);
+}
+
 static int take_site(const char *option, const char *value, int *out)
 {
     *out = qsae_site_from_name(value);
@@ -271,7 +289,7 @@ static int take_scale(const char *value, double *out)
 
 static int take(convert_options *o, int *force, const args *a, int id)
 {
-    int word = 0, status = CMD_OK;
+    int status = CMD_OK;
     switch (id) {
     case OPT_OUT: o->out = a->value; break;
     case OPT_NAME: o->name = a->value; break;
@@ -283,10 +301,7 @@ static int take(convert_options *o, int *force, const args *a, int id)
             return complain(CMD_USAGE, "--chat-template: '%.60s' is not qwen3",
                             a->value);
         break;
-    case OPT_TYPE:
-        status = take_word("--type", a->value, "f32", "bf16", &word);
-        o->type = word == 1 ? QSAE_TYPE_F32 : QSAE_TYPE_BF16;
-        break;
+    case OPT_TYPE: status = take_type(a->value, &o->type); break;
     case OPT_HEAD:
         status = take_word("--head", a->value, "tied", "stored", &o->head);
         break;
@@ -396,6 +411,12 @@ static int convert_folders(const char *const *dirs, int n, const convert_options
             "%s is an SAE; --head, --no-tokenizer and --chat-template are for "
             "models",
             name_z(dirs[0]).text);
+    if (kind == 1 && o->type != 0 && o->type != QSAE_TYPE_F32 &&
+        o->type != QSAE_TYPE_BF16)
+        return err_set(err, cap,
+                       "%s is an SAE; --type q8 and q4 are for models: rounded that far, "
+                       "other features would fire; f32 and bf16 are possible",
+                       name_z(dirs[0]).text);
     if (kind == 2 && (o->head || o->no_tokenizer || o->type || o->n_ignore))
         return err_set(err, cap,
                        "%s has only a tokenizer; --head, --no-tokenizer, --type and "

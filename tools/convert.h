@@ -24,7 +24,8 @@ enum { HEAD_FROM_CONFIG = 0, HEAD_TIED, HEAD_STORED };
 
 typedef struct convert_options {
     const char *out, *name; /* name NULL: that of the folder */
-    uint32_t type;          /* QSAE_TYPE_F32 or _BF16 for every matrix; 0: as stored */
+    uint32_t type;          /* QSAE_TYPE_ for every matrix; 0: as stored. Q8 and Q4 are
+                             * for models only */
     int head;               /* HEAD_ */
     int no_tokenizer;
     int assume_chat; /* the chat template is Qwen3's, whatever the folder says */

@@ -543,6 +543,22 @@ static int write_file(plan *p, const char *dir)
     return -1;
 }
 
+/* The note about --type. */
+static const char *type_note(uint32_t type)
+{
+    switch (type) {
+    case QSAE_TYPE_F32: return "all as f32";
+    case QSAE_TYPE_BF16: return "all rounded to bf16, nearest even";
+    case QSAE_TYPE_Q8:
+        return "all quantized to q8: 8 bits and, for 256 inputs of a row, a scale of "
+               "absmax / 127; nearest even";
+    case QSAE_TYPE_Q4:
+        return "all quantized to q4: 4 bits, 4 more for 32 inputs of a row, a scale for "
+               "256; searched for least squared error";
+    default: return "as stored";
+    }
+}
+
 /* What was read and chosen. No date and no path: equal sources make equal files. */
 static int describe(plan *p, const char *dir)
 {
@@ -557,10 +573,7 @@ static int describe(plan *p, const char *dir)
     if (p->o->head)
         qfile_meta_add(m, "head.option", "--head %s",
                        p->o->head == HEAD_TIED ? "tied" : "stored");
-    qfile_meta_add(m, "weights", "%s",
-                   p->o->type == QSAE_TYPE_F32    ? "all as f32"
-                   : p->o->type == QSAE_TYPE_BF16 ? "all rounded to bf16, nearest even"
-                                                  : "as stored");
+    qfile_meta_add(m, "weights", "%s", type_note(p->o->type));
     if (!p->blob)
         qfile_meta_add(m, "tokenizer", "none");
     if (p->blob && convert_chat_template(dir, p->o, m, &p->chat_flags, p->err, p->cap))
@@ -571,15 +584,17 @@ static int describe(plan *p, const char *dir)
 static void report(const plan *p)
 {
     const qsae_model_record *r = &p->c->record;
-    size_t bf16 = 0, f32 = 0;
+    unsigned types = 0; /* one bit each */
     for (size_t i = 0; i < p->n; i++)
         if (p->list[i].layout == QSAE_LAYOUT_BLOCK16)
-            *(p->list[i].type == QSAE_TYPE_BF16 ? &bf16 : &f32) += 1;
+            types |= 1u << p->list[i].type;
     printf("%s: model, %u layers x %u, vocabulary %u, %s weights, %s head, %s\n",
            p->o->out, r->n_layers, r->d_model, r->vocab_size,
-           !f32    ? "bf16"
-           : !bf16 ? "f32"
-                   : "f32 and bf16",
+           types == 1u << QSAE_TYPE_F32    ? "f32"
+           : types == 1u << QSAE_TYPE_BF16 ? "bf16"
+           : types == 1u << QSAE_TYPE_Q8   ? "q8"
+           : types == 1u << QSAE_TYPE_Q4   ? "q4"
+                                           : "f32 and bf16",
            p->tied ? "tied" : "stored", p->blob ? "with tokenizer" : "no tokenizer");
 }
 

@@ -42,7 +42,7 @@ static const args_option options[] = {
 static const char *const activations[] = {"?", "relu", "jumprelu", "topk", "gated"};
 static const char *const norms[] = {"none", "constant", "layer"};
 static const char *const chat_formats[] = {"qwen3", "qwen3-later", "other"};
-static const char *const types[] = {"?", "f32", "bf16", "bytes"};
+static const char *const types[] = {"?", "f32", "bf16", "bytes", "q8", "q4"};
 static const char *const layouts[] = {"?", "vector", "block16", "rows", "bytes"};
 
 typedef struct view {

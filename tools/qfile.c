@@ -12,6 +12,7 @@
 #include "checked.h"
 #include "outfile.h"
 #include "progress.h"
+#include "quantize.h"
 
 /* A part is large, so that a source whose columns are what lies together is still read
  * in long runs: 64 MiB of f32. */
@@ -303,6 +304,33 @@ static void pack_block16(uint32_t type, const qfile_part *p, uint64_t kp,
     }
 }
 
+static int is_quantized(uint32_t type)
+{
+    return type == QSAE_TYPE_Q8 || type == QSAE_TYPE_Q4;
+}
+
+/* The tile as superblocks: 16 rows after 16 rows, of them 256 columns after 256. */
+static int write_quantized(qfile *q, const qfile_part *p, char *err, size_t cap)
+{
+    int q8 = q->dir[q->at].type == QSAE_TYPE_Q8;
+    float panel[QUANTIZE_ROWS * QUANTIZE_COLS];
+    unsigned char block[QUANTIZE_Q8_BYTES];
+    for (uint64_t row = 0; row < p->n_rows; row += QUANTIZE_ROWS) {
+        for (uint64_t col = 0; col < p->n_cols; col += QUANTIZE_COLS) {
+            uint64_t left = p->n_cols - col;
+            size_t n = left < QUANTIZE_COLS ? (size_t)left : QUANTIZE_COLS;
+            memset(panel, 0, sizeof panel);
+            for (size_t r = 0; r < QUANTIZE_ROWS && row + r < p->n_rows; r++)
+                memcpy(panel + r * QUANTIZE_COLS,
+                       q->tile + (row + r) * p->n_cols + col, n * sizeof *panel);
+            (q8 ? quantize_q8 : quantize_q4)(panel, block);
+            if (emit(q, block, q8 ? QUANTIZE_Q8_BYTES : QUANTIZE_Q4_BYTES, err, cap))
+                return -1;
+        }
+    }
+    return 0;
+}
+
 /* The tile, 16 rows after 16 rows. */
 static int write_block16(qfile *q, const qfile_part *p, char *err, size_t cap)
 {
@@ -393,8 +421,9 @@ int qfile_matrix(qfile *q, qfile_fill fill, void *user, char *err, size_t cap)
         qfile_part p = {row, t->rows - row < step ? t->rows - row : step, 0, t->cols};
         if (fill(user, &p, q->tile, err, cap) || check_tile(t, &p, q->tile, err, cap))
             return -1;
-        if (t->layout == QSAE_LAYOUT_BLOCK16 ? write_block16(q, &p, err, cap)
-                                             : write_rows(q, &p, err, cap))
+        if (is_quantized(t->type)                 ? write_quantized(q, &p, err, cap)
+            : t->layout == QSAE_LAYOUT_BLOCK16 ? write_block16(q, &p, err, cap)
+                                                : write_rows(q, &p, err, cap))
             return -1;
     }
     return tensor_end(q, err, cap);

@@ -50,7 +50,8 @@ typedef int (*qfile_fill)(void *user, const qfile_part *part, float *out, char *
                           size_t cap);
 
 /* The next declared tensor. Every number must be finite; a bf16 matrix takes them
- * rounded to nearest even, and refuses one that would become infinite. */
+ * rounded to nearest even, and refuses one that would become infinite. For q8 and q4 see
+ * quantize.h. */
 int qfile_matrix(qfile *q, qfile_fill fill, void *user, char *err, size_t cap);
 int qfile_vector(qfile *q, const float *values, char *err, size_t cap); /* [cols] */
 int qfile_bytes(qfile *q, const void *data, char *err, size_t cap); /* [cols] bytes */
