@@ -124,7 +124,9 @@ typedef enum qsae_isa {
     QSAE_ISA_SCALAR,   /* portable C: the reference that the others are tested against */
     QSAE_ISA_AVX2,     /* AVX2 and FMA */
     QSAE_ISA_AVX512,   /* AVX-512 F */
+    QSAE_ISA_AVX512_VNNI, /* also BW and VNNI, for integer weights */
     QSAE_ISA_NEON,     /* aarch64 */
+    QSAE_ISA_NEON_DOT, /* also dot products of bytes (ARMv8.2), for integer weights */
     QSAE_ISA_COUNT
 } qsae_isa;
 
@@ -164,7 +166,7 @@ typedef struct qsae_model_info {
     int32_t tied;                   /* 1: the output head is the embedding */
     int32_t n_eos, eos[QSAE_MAX_EOS]; /* tokens that end a generation */
     int32_t n_tokens;               /* entries of the tokenizer, 0 if the file has none */
-    const char *weight_type;        /* "f32", "bf16", "mixed", or "none"; constant */
+    const char *weight_type;        /* "f32", "bf16", "q8", "q4", "mixed", or "none"; constant */
     qsae_isa isa;                   /* kernels in use */
     uint64_t file_size;             /* bytes */
     int32_t chat_format;            /* qsae_chat_format */
@@ -660,7 +662,8 @@ typedef struct qsae_sae_record { /* 256 bytes */
     uint8_t zero[112];
 } qsae_sae_record;
 
-enum { QSAE_TYPE_F32 = 1, QSAE_TYPE_BF16 = 2, QSAE_TYPE_BYTES = 3 };
+/* Q8 and Q4: integers with a scale per row and 256 columns, BLOCK16 only (tools/FORMAT.md). */
+enum { QSAE_TYPE_F32 = 1, QSAE_TYPE_BF16 = 2, QSAE_TYPE_BYTES = 3, QSAE_TYPE_Q8 = 4, QSAE_TYPE_Q4 = 5 };
 
 enum {
     QSAE_LAYOUT_VECTOR = 1,  /* [cols] f32, zero-padded to a multiple of 16; rows = 1 */

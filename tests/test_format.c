@@ -282,7 +282,7 @@ static const field_case MODEL_CASES[] = {
 
 static const field_case TENSOR_CASES[] = {
     {"type 0", TR(0, EMBED, type), 0, QSAE_E_UNSUP, "tensor embed (group 0): type is 0"},
-    {"type future", TR(1, Q, type), 4, QSAE_E_UNSUP, "tensor q (group 1): type is 4"},
+    {"type future", TR(1, Q, type), 6, QSAE_E_UNSUP, "tensor q (group 1): type is 6"},
     {"type bytes for a matrix", TR(1, Q, type), QSAE_TYPE_BYTES, QSAE_E_FORMAT, "do not go together"},
     {"type bf16 for a vector", TR(0, FINAL_NORM, type), QSAE_TYPE_BF16, QSAE_E_FORMAT, "do not go together"},
     {"type bf16, size f32", TR(1, Q, type), QSAE_TYPE_BF16, QSAE_E_FORMAT, "size is 1024, expected 512"},
