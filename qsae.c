@@ -513,6 +513,7 @@ static uint64_t qs_hash(const void *data, size_t size)
  *
  *   matrix product   y[r] = sum over groups of 256 consecutive k, in order, each added by y = y + c from
  *                    y = +0; c is one chain c = fma(w[r][k], x[k], c) from +0. A lane is an output row.
+ *   integer weights  see "integer products" in section 7: an exact sum and one fma per 256 k.
  *   SAE row          16 chains, chain j = fma over k = j, j+16, ... from +0; then pairwise:
  *                    j + (j+8), j + (j+4), j + (j+2), 0 + 1.
  *   y += a d         y[j] = fma(a, d[j], y[j]).
@@ -646,6 +647,19 @@ static void qs_rms_norm(const float *x, const float *w, size_t n, float eps, flo
  * vector versions in 9-11 must give the same bits for any shape (tests/test_kernels.c).
  * =================================================================================================== */
 
+/* 256 values of one row of x as integers X = 256 p1 + p2, and what kernels need of them: see "integer
+ * products" below. */
+#define QS_GROUP 256
+
+typedef struct qs_group {
+    int8_t p1[QS_GROUP], p2[QS_GROUP];
+    int16_t pairs[QS_GROUP]; /* of four X: 0, 2, 1, 3 */
+    int32_t sums[8];         /* of 32 X each */
+    int32_t sum;
+    float scale;             /* x = scale X */
+    int32_t zero[6];
+} qs_group;
+
 /* A table's entries by weight type: index QSAE_TYPE_F32 or QSAE_TYPE_BF16.
  *
  * mm: y[t][r] = sum_k w[r][k] x[t][k] for nb blocks of 16 rows and nt tokens
@@ -654,7 +668,9 @@ static void qs_rms_norm(const float *x, const float *w, size_t n, float eps, flo
  * dots: z[t][r] = w[r] . x[t] by 16 chains, for nr rows and nt tokens
  *   w  [nr, n], rows row_bytes apart, n a multiple of 16    x [nt, n], rows xs apart    z [nt, nr], zs apart
  * axpy: y += a w, all [n], n a multiple of 16
- * silu_mul: g = g / (1 + exp(-g)) * u, all [n]        exp_sub: s = exp(s - m), [n] */
+ * silu_mul: g = g / (1 + exp(-g)) * u, all [n]        exp_sub: s = exp(s - m), [n]
+ * pack: x [n] to integers, the last group filled up with zeros
+ * mmq: as mm for integer weights, [0] Q8 and [1] Q4; x [nt, ng] groups */
 typedef struct qs_kernels {
     void (*mm[3])(const void *w, size_t ws, size_t nb, size_t kp, const float *x, size_t xs, size_t nt,
                   float *y, size_t ys);
@@ -663,6 +679,9 @@ typedef struct qs_kernels {
     void (*axpy[3])(float a, const void *w, size_t n, float *y);
     void (*silu_mul)(float *g, const float *u, size_t n);
     void (*exp_sub)(float *s, float m, size_t n);
+    void (*pack)(const float *x, size_t n, qs_group *out);
+    void (*mmq[2])(const void *w, size_t ws, size_t nb, size_t ng, const qs_group *x, size_t nt, float *y,
+                   size_t ys);
 } qs_kernels;
 
 /* one token, one block, one group of k: c[r] = chain over k in [g, end) */
@@ -767,12 +786,118 @@ static void qs_exp_sub_scalar(float *s, float m, size_t n)
     for (size_t j = 0; j < n; j++) s[j] = qs_exp(s[j] - m);
 }
 
+/* ---- integer products
+ *
+ * Weights are integers w in -128..127 with one scale a per row and group of 256 k. x becomes integers X of 16
+ * bits with one scale b per token and group: b = max|x| / 32639, X = x * (32639 / max|x|) rounded to nearest
+ * even. Then per group, in order:
+ *
+ *     S = sum of w X, exact in 32 bits (at most 128 * 32639 * 256)        y = fma((float)S, a b, y), from y = +0
+ *
+ * Whatever adds up S gets the same S. X = 256 p1 + p2 with both in -128..127, for units that multiply bytes.
+ * A group whose 32639 / max|x| overflows is zero; one with a value that is not finite has scale NaN and X = 0.
+ *
+ * A superblock is 16 rows x 256 k, then the rows' scales, 16 f32: Q8, 64 lines of 16 rows x 4 k bytes; Q4, see
+ * qs_unpack_scalar, which makes a Q8 superblock of it: exactly the same integers. */
+
+#define QS_Q8_BYTES 4160
+#define QS_Q4_BYTES 2176
+
+static void qs_put_group(qs_group *g, size_t j, int32_t v)
+{
+    static const uint8_t place[4] = {0, 2, 1, 3};
+    int32_t p1 = (v + 128 + 32768) / 256 - 128; /* floor((v + 128) / 256) */
+    g->p1[j] = (int8_t)p1;
+    g->p2[j] = (int8_t)(v - 256 * p1);
+    g->pairs[j / 4 * 4 + place[j % 4]] = (int16_t)v;
+    g->sums[j / 32] += v;
+    g->sum += v;
+}
+
+/* x [n], n <= 256 */
+static void qs_pack_group(const float *x, size_t n, qs_group *g)
+{
+    const float magic = 12582912.0f;
+    float max = 0.0f;
+    memset(g, 0, sizeof *g);
+    if (!qs_all_finite(x, n)) {
+        g->scale = NAN;
+        return;
+    }
+    for (size_t j = 0; j < n; j++) max = fabsf(x[j]) > max ? fabsf(x[j]) : max;
+    float inv = max > 0.0f ? 32639.0f / max : INFINITY;
+    if (!qs_finite(inv)) return;
+    g->scale = max / 32639.0f;
+    for (size_t j = 0; j < n; j++) {
+        float v = x[j] * inv; /* at most half an ulp beyond 32639, which rounds to it */
+        qs_put_group(g, j, (int32_t)((v + magic) - magic));
+    }
+}
+
+static void qs_pack_scalar(const float *x, size_t n, qs_group *out)
+{
+    for (size_t at = 0; at < n; at += QS_GROUP) qs_pack_group(x + at, qs_min(n - at, QS_GROUP), out++);
+}
+
+/* A Q4 superblock: 32 lines of 16 rows x 8 k, in byte 4 r + j the q + 8 of row r, k = 8 line + j (low half) and 8 line
+ * + 4 + j; a line of 16 u32, nibble i of row r is m - 1 of its i-th 32 k; the scales. w = m q. */
+static void qs_unpack_scalar(const uint8_t *w, uint8_t *out)
+{
+    for (size_t i = 0; i < 2048; i++) {
+        size_t line = i / 64, r = i % 64 / 4;
+        uint32_t nibbles;
+        memcpy(&nibbles, w + 2048 + 4 * r, 4);
+        int m = (int)(nibbles >> 4 * (line / 4) & 15) + 1;
+        out[line * 128 + i % 64] = (uint8_t)(m * ((w[i] & 15) - 8));
+        out[line * 128 + 64 + i % 64] = (uint8_t)(m * ((w[i] >> 4) - 8));
+    }
+    memcpy(out + 4096, w + 2112, 64);
+}
+
+/* one superblock, one token */
+static void qs_mmq_group(const uint8_t *w, const qs_group *x, float *y)
+{
+    int32_t sum[16] = {0};
+    const float *a = (const void *)(w + 4096);
+    for (size_t k = 0; k < QS_GROUP; k++)
+        for (size_t r = 0; r < 16; r++)
+            sum[r] += (int8_t)w[k / 4 * 64 + 4 * r + k % 4] * (256 * x->p1[k] + x->p2[k]);
+    for (size_t r = 0; r < 16; r++) y[r] = fmaf((float)sum[r], a[r] * x->scale, y[r]);
+}
+
+static void qs_mmq_q8_scalar(const void *w, size_t ws, size_t nb, size_t ng, const qs_group *x, size_t nt,
+                             float *y, size_t ys)
+{
+    for (size_t b = 0; b < nb; b++)
+        for (size_t t = 0; t < nt; t++) {
+            memset(y + t * ys + 16 * b, 0, 16 * sizeof *y);
+            for (size_t g = 0; g < ng; g++)
+                qs_mmq_group((const uint8_t *)w + b * ws + g * QS_Q8_BYTES, x + t * ng + g, y + t * ys + 16 * b);
+        }
+}
+
+static void qs_mmq_q4_scalar(const void *w, size_t ws, size_t nb, size_t ng, const qs_group *x, size_t nt,
+                             float *y, size_t ys)
+{
+    float q8[QS_Q8_BYTES / 4]; /* floats for their alignment */
+    for (size_t b = 0; b < nb; b++) {
+        for (size_t t = 0; t < nt; t++) memset(y + t * ys + 16 * b, 0, 16 * sizeof *y);
+        for (size_t g = 0; g < ng; g++) {
+            qs_unpack_scalar((const uint8_t *)w + b * ws + g * QS_Q4_BYTES, (uint8_t *)q8);
+            for (size_t t = 0; t < nt; t++)
+                qs_mmq_group((const uint8_t *)q8, x + t * ng + g, y + t * ys + 16 * b);
+        }
+    }
+}
+
 static const qs_kernels QS_KERNELS_SCALAR = {
     {NULL, qs_mm_f32_scalar, qs_mm_bf16_scalar},
     {NULL, qs_dots_f32_scalar, qs_dots_bf16_scalar},
     {NULL, qs_axpy_f32_scalar, qs_axpy_bf16_scalar},
     qs_silu_mul_scalar,
     qs_exp_sub_scalar,
+    qs_pack_scalar,
+    {qs_mmq_q8_scalar, qs_mmq_q4_scalar},
 };
 
 /* ==================================================================================
@@ -895,6 +1020,91 @@ static void qs_dots_drive(const qs_level *levels, const void *w, size_t ws, size
     }
 }
 
+/* Integer products. A tile takes one group of a constant number of blocks and tokens: y += a b S. `ahead` as
+ * above. Its size is at most QS_QTILE_TOKENS tokens. */
+#define QS_QTILE_TOKENS ((size_t)4)
+#define QS_QPANEL ((size_t)4) /* blocks that are unpacked together: they stay in the L1 cache */
+#define QS_QTILE_ARGS                                                                  \
+    const char *w, size_t ws, const qs_group *x, size_t xs, float *y, size_t ys,       \
+        size_t ahead
+typedef void qs_qtile(QS_QTILE_ARGS);
+
+typedef struct qs_qlevel {
+    size_t size;
+    qs_qtile *tile[QS_QTILE_TOKENS + 1];
+} qs_qlevel;
+
+/* What an ISA has for integer weights. tokens: the largest tile of its levels. */
+typedef struct qs_qset {
+    size_t tokens;
+    qs_qlevel q8[3];                                  /* ends with 1 block, all numbers of tokens */
+    qs_qlevel q4[2];                                  /* one token straight from Q4; or size 0: none */
+    void (*unpack)(const char *w, char *out, size_t ahead); /* Q4 superblock to Q8 */
+} qs_qset;
+
+static void qs_mmq_tokens(const qs_qlevel *level, size_t most, const char *w, size_t ws,
+                          size_t ng, const qs_group *x, size_t nt, float *y, size_t ys,
+                          size_t ahead)
+{
+    for (size_t t = 0, tt; t < nt; t += tt, ahead = 0) {
+        size_t tiles = (nt - t + most - 1) / most;
+        tt = (nt - t + tiles - 1) / tiles;
+        level->tile[tt](w, ws, x + t * ng, ng, y + t * ys, ys, ahead);
+    }
+}
+
+/* One panel of blocks, all groups. unpack: the weights are Q4, made Q8 group by group. */
+static void qs_mmq_panel(const qs_qset *set, const qs_qlevel *level, size_t super, int unpack, const char *w,
+                         size_t ws, size_t ng, const qs_group *x, size_t nt, float *y, size_t ys)
+{
+    float room[QS_QPANEL * QS_Q8_BYTES / 4];
+    for (size_t t = 0; t < nt; t++) memset(y + t * ys, 0, level->size * 16 * sizeof *y);
+    for (size_t g = 0; g < ng; g++) {
+        const char *p = w + g * super;
+        size_t ahead = g + 1 < ng ? super : level->size * ws - g * super;
+        if (unpack) {
+            for (size_t b = 0; b < level->size; b++)
+                set->unpack(p + b * ws, (char *)room + b * QS_Q8_BYTES, ahead);
+            qs_mmq_tokens(level, set->tokens, (const char *)room, QS_Q8_BYTES, ng, x + g, nt, y, ys, 0);
+        } else {
+            qs_mmq_tokens(level, set->tokens, p, ws, ng, x + g, nt, y, ys, ahead);
+        }
+    }
+}
+
+static void qs_mmq_drive(const qs_qset *set, int q4, const void *w, size_t ws, size_t nb, size_t ng,
+                         const qs_group *x, size_t nt, float *y, size_t ys)
+{
+    if (nt == 0) return;
+    int direct = q4 && nt == 1 && set->q4[0].size, unpack = q4 && !direct;
+    const qs_qlevel *level = direct ? set->q4 : set->q8;
+    size_t super = q4 ? QS_Q4_BYTES : QS_Q8_BYTES, b = 0, tt = qs_min(nt, set->tokens);
+    for (; b < nb; level++) {
+        if (!level->tile[tt] || (unpack && level->size > QS_QPANEL)) continue;
+        for (; b + level->size <= nb; b += level->size)
+            qs_mmq_panel(set, level, super, unpack, (const char *)w + b * ws, ws, ng, x, nt, y + 16 * b, ys);
+    }
+}
+
+#define QS_QTILE(attr, name, body, nb, nt)                                             \
+    attr static void name##_##nb##x##nt(QS_QTILE_ARGS)                                 \
+    {                                                                                  \
+        body(nb, nt, w, ws, x, xs, y, ys, ahead);                                      \
+    }
+
+/* The entries for integer weights of the set QS_QSET_isa. */
+#define QS_QENTRIES(isa)                                                               \
+    static void qs_mmq_q8_##isa(const void *w, size_t ws, size_t nb, size_t ng,        \
+                                const qs_group *x, size_t nt, float *y, size_t ys)     \
+    {                                                                                  \
+        qs_mmq_drive(&qs_qset_##isa, 0, w, ws, nb, ng, x, nt, y, ys);                  \
+    }                                                                                  \
+    static void qs_mmq_q4_##isa(const void *w, size_t ws, size_t nb, size_t ng,        \
+                                const qs_group *x, size_t nt, float *y, size_t ys)     \
+    {                                                                                  \
+        qs_mmq_drive(&qs_qset_##isa, 1, w, ws, nb, ng, x, nt, y, ys);                  \
+    }
+
 /* One tile as a function of its own: the body with constant sizes. */
 #define QS_TILE(attr, name, body, bf16, nb, nt)                                        \
     attr static void name##_##nb##x##nt(QS_TILE_ARGS)                                  \
@@ -946,12 +1156,13 @@ static void qs_dots_drive(const qs_level *levels, const void *w, size_t ws, size
     {                                                                                  \
         qs_axpy_##isa(bf16, a, (const char *)w, n, y);                                 \
     }
-#define QS_TABLE(isa)                                                                  \
+#define QS_TABLE(isa, pack, integers)                                                  \
     {                                                                                  \
         {0, qs_mm_f32_##isa, qs_mm_bf16_##isa},                                        \
             {0, qs_dots_f32_##isa, qs_dots_bf16_##isa},                                \
             {0, qs_axpy_f32_##isa, qs_axpy_bf16_##isa}, qs_silu_mul_##isa,             \
-            qs_exp_sub_##isa                                                           \
+            qs_exp_sub_##isa, qs_pack_##pack,                                          \
+            {qs_mmq_q8_##integers, qs_mmq_q4_##integers}                               \
     }
 
 #endif /* any ISA */
@@ -1125,7 +1336,153 @@ QS_AVX2 static void qs_exp_sub_avx2(float *s, float m, size_t n)
     qs_exp_sub_scalar(s + j, m, n - j);
 }
 
-static const qs_kernels QS_KERNELS_AVX2 = QS_TABLE(avx2);
+/* 8 integers as X of a group, from place j on */
+QS_AVX2_INLINE void qs_put_avx2(qs_group *g, size_t j, __m256i v)
+{
+    __m256i p1 = _mm256_srai_epi32(_mm256_add_epi32(v, _mm256_set1_epi32(128)), 8);
+    __m256i p2 = _mm256_sub_epi32(v, _mm256_slli_epi32(p1, 8));
+    __m256i planes = _mm256_packs_epi32(p1, p2), pairs; /* per half: 4 of p1, 4 of p2 */
+    planes = _mm256_packs_epi16(planes, planes);
+    uint32_t lo1 = (uint32_t)_mm256_extract_epi32(planes, 0), lo2 = (uint32_t)_mm256_extract_epi32(planes, 1);
+    uint32_t hi1 = (uint32_t)_mm256_extract_epi32(planes, 4), hi2 = (uint32_t)_mm256_extract_epi32(planes, 5);
+    memcpy(g->p1 + j, &lo1, 4);
+    memcpy(g->p1 + j + 4, &hi1, 4);
+    memcpy(g->p2 + j, &lo2, 4);
+    memcpy(g->p2 + j + 4, &hi2, 4);
+    pairs = _mm256_shuffle_epi32(v, 0xD8); /* 0 2 1 3 */
+    pairs = _mm256_permute4x64_epi64(_mm256_packs_epi32(pairs, pairs), 0x08);
+    _mm_storeu_si128((__m128i *)(void *)(g->pairs + j), _mm256_castsi256_si128(pairs));
+}
+
+QS_AVX2_INLINE int32_t qs_sum_avx2(__m256i v)
+{
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4E));
+    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xB1)));
+}
+
+/* qs_pack_group of 256 finite values */
+QS_AVX2 static void qs_pack_full_avx2(const float *x, qs_group *g)
+{
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    __m256 max = _mm256_setzero_ps(), bad = max;
+    for (size_t j = 0; j < QS_GROUP; j += 8) {
+        __m256 v = _mm256_loadu_ps(x + j);
+        bad = _mm256_add_ps(bad, _mm256_sub_ps(v, v));
+        max = _mm256_max_ps(max, _mm256_andnot_ps(sign, v));
+    }
+    float m[8], b[8], top = 0.0f, not_finite = 0.0f;
+    _mm256_storeu_ps(m, max);
+    _mm256_storeu_ps(b, bad);
+    for (size_t i = 0; i < 8; i++) {
+        top = m[i] > top ? m[i] : top;
+        not_finite += b[i];
+    }
+    float inv = top > 0.0f ? 32639.0f / top : INFINITY;
+    if (not_finite != 0.0f || !qs_finite(inv)) {
+        qs_pack_group(x, QS_GROUP, g);
+        return;
+    }
+    g->scale = top / 32639.0f;
+    g->sum = 0;
+    memset(g->zero, 0, sizeof g->zero);
+    for (size_t i = 0; i < 8; i++) {
+        __m256i sum = _mm256_setzero_si256();
+        for (size_t j = 32 * i; j < 32 * i + 32; j += 8) {
+            __m256 v = _mm256_mul_ps(_mm256_loadu_ps(x + j), _mm256_set1_ps(inv));
+            __m256i n = _mm256_cvtps_epi32(v); /* nearest even */
+            sum = _mm256_add_epi32(sum, n);
+            qs_put_avx2(g, j, n);
+        }
+        g->sums[i] = qs_sum_avx2(sum);
+        g->sum += g->sums[i];
+    }
+}
+
+static void qs_pack_avx2(const float *x, size_t n, qs_group *out)
+{
+    size_t at = 0;
+    for (; n - at >= QS_GROUP; at += QS_GROUP) qs_pack_full_avx2(x + at, out++);
+    qs_pack_scalar(x + at, n - at, out);
+}
+
+/* nb blocks x nt tokens: 2 nb nt accumulators of 8 rows. Bytes become 16-bit numbers in place, k = 0, 2 and
+ * 1, 3 of each row apart, and meet the X of these k. */
+QS_AVX2_INLINE void qs_mmq_tile_avx2(int nb, int nt, QS_QTILE_ARGS)
+{
+    __m256i c[8];
+    QS_UNROLL for (int i = 0; i < 2 * nb * nt; i++) c[i] = _mm256_setzero_si256();
+    for (size_t l = 0; l < 64; l++) {
+        QS_UNROLL for (int b = 0; b < nb; b++) {
+            const char *p = w + (size_t)b * ws + 64 * l;
+            QS_FETCH(p, ahead);
+            QS_UNROLL for (int h = 0; h < 2; h++) {
+                __m256i v = _mm256_loadu_si256((const __m256i *)(const void *)p + h);
+                __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8);
+                __m256i odd = _mm256_srai_epi16(v, 8);
+                QS_UNROLL for (int t = 0; t < nt; t++) {
+                    int32_t pair[2];
+                    memcpy(pair, x[(size_t)t * xs].pairs + 4 * l, 8);
+                    __m256i s = _mm256_madd_epi16(even, _mm256_set1_epi32(pair[0]));
+                    s = _mm256_add_epi32(s, _mm256_madd_epi16(odd, _mm256_set1_epi32(pair[1])));
+                    int i = 2 * (b * nt + t) + h;
+                    c[i] = _mm256_add_epi32(c[i], s);
+                }
+            }
+        }
+    }
+    QS_UNROLL for (int i = 0; i < 2 * nb * nt; i++) {
+        int b = i / 2 / nt, t = i / 2 % nt, h = i % 2;
+        __m256 a = _mm256_loadu_ps((const float *)(const void *)(w + (size_t)b * ws + 4096) + 8 * h);
+        float *to = y + (size_t)t * ys + 16 * b + 8 * h;
+        a = _mm256_mul_ps(a, _mm256_set1_ps(x[(size_t)t * xs].scale));
+        _mm256_storeu_ps(to, _mm256_fmadd_ps(_mm256_cvtepi32_ps(c[i]), a, _mm256_loadu_ps(to)));
+    }
+}
+
+/* Both halves of a line's bytes are multiplied by m as 16-bit numbers: m q + 8 m stays below 256, then 8 m
+ * goes off each byte. */
+QS_AVX2 static void qs_unpack_avx2(const char *w, char *out, size_t ahead)
+{
+    const __m256i low = _mm256_set1_epi8(15);
+    for (size_t h = 0; h < 2; h++) {
+        __m256i all = _mm256_loadu_si256((const __m256i *)(const void *)(w + 2048) + h);
+        for (size_t i = 0; i < 8; i++) {
+            __m256i m = _mm256_and_si256(_mm256_srli_epi32(all, (int)(4 * i)), _mm256_set1_epi32(15));
+            m = _mm256_add_epi32(m, _mm256_set1_epi32(1));
+            m = _mm256_or_si256(m, _mm256_slli_epi32(m, 16));
+            __m256i m8 = _mm256_slli_epi16(m, 3);
+            m8 = _mm256_or_si256(m8, _mm256_slli_epi16(m8, 8));
+            for (size_t l = 4 * i; l < 4 * i + 4; l++) {
+                const char *p = w + 64 * l + 32 * h;
+                QS_FETCH(p, ahead);
+                __m256i v = _mm256_loadu_si256((const __m256i *)(const void *)p);
+                __m256i lo = _mm256_mullo_epi16(_mm256_and_si256(v, low), m);
+                __m256i hi = _mm256_mullo_epi16(_mm256_and_si256(_mm256_srli_epi16(v, 4), low), m);
+                __m256i *to = (__m256i *)(void *)(out + 128 * l + 32 * h);
+                _mm256_storeu_si256(to, _mm256_sub_epi8(lo, m8));
+                _mm256_storeu_si256(to + 2, _mm256_sub_epi8(hi, m8));
+            }
+        }
+    }
+    memcpy(out + 4096, w + 2112, 64);
+}
+
+QS_QTILE(QS_AVX2, qs_mmq_avx2, qs_mmq_tile_avx2, 4, 1)
+QS_QTILE(QS_AVX2, qs_mmq_avx2, qs_mmq_tile_avx2, 1, 1)
+QS_QTILE(QS_AVX2, qs_mmq_avx2, qs_mmq_tile_avx2, 1, 2)
+QS_QTILE(QS_AVX2, qs_mmq_avx2, qs_mmq_tile_avx2, 1, 3)
+QS_QTILE(QS_AVX2, qs_mmq_avx2, qs_mmq_tile_avx2, 1, 4)
+static const qs_qset qs_qset_avx2 = {
+    4,
+    {{4, {0, qs_mmq_avx2_4x1}},
+     {1, {0, qs_mmq_avx2_1x1, qs_mmq_avx2_1x2, qs_mmq_avx2_1x3, qs_mmq_avx2_1x4}}},
+    {{0, {0}}},
+    qs_unpack_avx2,
+};
+QS_QENTRIES(avx2)
+
+static const qs_kernels QS_KERNELS_AVX2 = QS_TABLE(avx2, avx2, avx2);
 
 #endif /* QS_HAVE_AVX2 */
 
@@ -1293,7 +1650,156 @@ QS_AVX512 static void qs_exp_sub_avx512(float *s, float m, size_t n)
     qs_exp_sub_scalar(s + j, m, n - j);
 }
 
-static const qs_kernels QS_KERNELS_AVX512 = QS_TABLE(avx512);
+/* Without VNNI 512 bits have nothing on 256 for integers. */
+#if defined(QS_HAVE_AVX2)
+static const qs_kernels QS_KERNELS_AVX512 = QS_TABLE(avx512, avx2, avx2);
+#else
+static const qs_kernels QS_KERNELS_AVX512 = QS_TABLE(avx512, scalar, scalar);
+#endif
+
+#define QS_VNNI __attribute__((target("avx512f,avx512bw,avx512vnni")))
+#define QS_VNNI_INLINE                                                                 \
+    __attribute__((target("avx512f,avx512bw,avx512vnni"), always_inline)) static inline
+
+/* The 4 bytes of a plane at p, in every lane */
+QS_VNNI_INLINE __m512i qs_quad_vnni(const int8_t *p)
+{
+    int32_t v;
+    memcpy(&v, p, 4);
+    return _mm512_set1_epi32(v);
+}
+
+/* S from the sums over the two planes, minus `off` */
+QS_VNNI_INLINE __m512i qs_planes_vnni(__m512i p1, __m512i p2, int32_t off)
+{
+    __m512i s = _mm512_add_epi32(_mm512_slli_epi32(p1, 8), p2);
+    return _mm512_sub_epi32(s, _mm512_set1_epi32(off));
+}
+
+/* y += a b S, the scales of the rows at p */
+QS_VNNI_INLINE void qs_scaled_vnni(__m512i s, const char *p, float scale, float *y)
+{
+    __m512 a = _mm512_mul_ps(_mm512_loadu_ps(p), _mm512_set1_ps(scale));
+    _mm512_storeu_ps(y, _mm512_fmadd_ps(_mm512_cvtepi32_ps(s), a, _mm512_loadu_ps(y)));
+}
+
+/* nb blocks x nt tokens: 2 nb nt accumulators. The unit wants one side unsigned: w + 128, and 128 times
+ * the sum of X comes off at the end. Sums may wrap: the last difference does not. */
+QS_VNNI_INLINE void qs_mmq_tile_vnni(int nb, int nt, QS_QTILE_ARGS)
+{
+    const __m512i flip = _mm512_set1_epi8(-128);
+    __m512i c1[12], c2[12], v1[4], v2[4];
+    QS_UNROLL for (int i = 0; i < nb * nt; i++) c1[i] = c2[i] = _mm512_setzero_si512();
+    for (size_t l = 0; l < 64; l++) {
+        QS_UNROLL for (int t = 0; t < nt; t++) {
+            v1[t] = qs_quad_vnni(x[(size_t)t * xs].p1 + 4 * l);
+            v2[t] = qs_quad_vnni(x[(size_t)t * xs].p2 + 4 * l);
+        }
+        QS_UNROLL for (int b = 0; b < nb; b++) {
+            const char *p = w + (size_t)b * ws + 64 * l;
+            QS_FETCH(p, ahead);
+            __m512i wv = _mm512_xor_si512(_mm512_loadu_si512(p), flip);
+            QS_UNROLL for (int t = 0; t < nt; t++) {
+                int i = b * nt + t;
+                c1[i] = _mm512_dpbusd_epi32(c1[i], wv, v1[t]);
+                c2[i] = _mm512_dpbusd_epi32(c2[i], wv, v2[t]);
+            }
+        }
+    }
+    QS_UNROLL for (int i = 0; i < nb * nt; i++) {
+        int b = i / nt, t = i % nt;
+        const qs_group *g = &x[(size_t)t * xs];
+        qs_scaled_vnni(qs_planes_vnni(c1[i], c2[i], 128 * g->sum), w + (size_t)b * ws + 4096, g->scale,
+                       y + (size_t)t * ys + 16 * b);
+    }
+}
+
+/* Straight from Q4, one token: q + 8 is unsigned as it is. Per 32 k: times m, minus 8 times the sum of X. */
+QS_VNNI_INLINE void qs_mmq4_tile_vnni(int nb, int nt, QS_QTILE_ARGS)
+{
+    const __m512i low = _mm512_set1_epi8(15);
+    __m512i sum[4], m[4];
+    (void)nt;
+    (void)xs;
+    (void)ys;
+    QS_UNROLL for (int b = 0; b < nb; b++) {
+        sum[b] = _mm512_setzero_si512();
+        m[b] = _mm512_loadu_si512(w + (size_t)b * ws + 2048);
+    }
+    for (size_t i = 0; i < 8; i++) {
+        __m512i c1[4], c2[4];
+        QS_UNROLL for (int b = 0; b < nb; b++) c1[b] = c2[b] = _mm512_setzero_si512();
+        QS_UNROLL for (size_t l = 0; l < 4; l++) {
+            const int8_t *p1 = x->p1 + 32 * i + 8 * l, *p2 = x->p2 + 32 * i + 8 * l;
+            __m512i a1 = qs_quad_vnni(p1), a2 = qs_quad_vnni(p2);
+            __m512i b1 = qs_quad_vnni(p1 + 4), b2 = qs_quad_vnni(p2 + 4);
+            QS_UNROLL for (int b = 0; b < nb; b++) {
+                const char *p = w + (size_t)b * ws + 64 * (4 * i + l);
+                QS_FETCH(p, ahead);
+                __m512i v = _mm512_loadu_si512(p);
+                __m512i lo = _mm512_and_si512(v, low), hi = _mm512_and_si512(_mm512_srli_epi16(v, 4), low);
+                c1[b] = _mm512_dpbusd_epi32(c1[b], lo, a1);
+                c2[b] = _mm512_dpbusd_epi32(c2[b], lo, a2);
+                c1[b] = _mm512_dpbusd_epi32(c1[b], hi, b1);
+                c2[b] = _mm512_dpbusd_epi32(c2[b], hi, b2);
+            }
+        }
+        QS_UNROLL for (int b = 0; b < nb; b++) {
+            __m512i mi = _mm512_add_epi32(_mm512_and_si512(m[b], _mm512_set1_epi32(15)), _mm512_set1_epi32(1));
+            __m512i s = qs_planes_vnni(c1[b], c2[b], 8 * x->sums[i]);
+            sum[b] = _mm512_add_epi32(sum[b], _mm512_mullo_epi32(s, mi));
+            m[b] = _mm512_srli_epi32(m[b], 4);
+        }
+    }
+    QS_UNROLL for (int b = 0; b < nb; b++)
+        qs_scaled_vnni(sum[b], w + (size_t)b * ws + 2112, x->scale, y + 16 * b);
+}
+
+QS_VNNI static void qs_unpack_vnni(const char *w, char *out, size_t ahead)
+{
+    const __m512i low = _mm512_set1_epi8(15);
+    __m512i all = _mm512_loadu_si512(w + 2048);
+    for (size_t i = 0; i < 8; i++, all = _mm512_srli_epi32(all, 4)) {
+        __m512i m = _mm512_add_epi32(_mm512_and_si512(all, _mm512_set1_epi32(15)), _mm512_set1_epi32(1));
+        m = _mm512_or_si512(m, _mm512_slli_epi32(m, 16));
+        __m512i m8 = _mm512_slli_epi16(m, 3);
+        m8 = _mm512_or_si512(m8, _mm512_slli_epi16(m8, 8));
+        for (size_t l = 4 * i; l < 4 * i + 4; l++) {
+            QS_FETCH(w + 64 * l, ahead);
+            __m512i v = _mm512_loadu_si512(w + 64 * l);
+            __m512i lo = _mm512_mullo_epi16(_mm512_and_si512(v, low), m);
+            __m512i hi = _mm512_mullo_epi16(_mm512_and_si512(_mm512_srli_epi16(v, 4), low), m);
+            _mm512_storeu_si512(out + 128 * l, _mm512_sub_epi8(lo, m8));
+            _mm512_storeu_si512(out + 128 * l + 64, _mm512_sub_epi8(hi, m8));
+        }
+    }
+    memcpy(out + 4096, w + 2112, 64);
+}
+
+QS_QTILE(QS_VNNI, qs_mmq_vnni, qs_mmq_tile_vnni, 8, 1)
+QS_QTILE(QS_VNNI, qs_mmq_vnni, qs_mmq_tile_vnni, 4, 1)
+QS_QTILE(QS_VNNI, qs_mmq_vnni, qs_mmq_tile_vnni, 4, 2)
+QS_QTILE(QS_VNNI, qs_mmq_vnni, qs_mmq_tile_vnni, 4, 3)
+QS_QTILE(QS_VNNI, qs_mmq_vnni, qs_mmq_tile_vnni, 1, 1)
+QS_QTILE(QS_VNNI, qs_mmq_vnni, qs_mmq_tile_vnni, 1, 2)
+QS_QTILE(QS_VNNI, qs_mmq_vnni, qs_mmq_tile_vnni, 1, 3)
+QS_QTILE(QS_VNNI, qs_mmq4_vnni, qs_mmq4_tile_vnni, 4, 1)
+QS_QTILE(QS_VNNI, qs_mmq4_vnni, qs_mmq4_tile_vnni, 1, 1)
+static const qs_qset qs_qset_vnni = {
+    3,
+    {{8, {0, qs_mmq_vnni_8x1}},
+     {4, {0, qs_mmq_vnni_4x1, qs_mmq_vnni_4x2, qs_mmq_vnni_4x3}},
+     {1, {0, qs_mmq_vnni_1x1, qs_mmq_vnni_1x2, qs_mmq_vnni_1x3}}},
+    {{4, {0, qs_mmq4_vnni_4x1}}, {1, {0, qs_mmq4_vnni_1x1}}},
+    qs_unpack_vnni,
+};
+QS_QENTRIES(vnni)
+
+#if defined(QS_HAVE_AVX2)
+static const qs_kernels QS_KERNELS_AVX512_VNNI = QS_TABLE(avx512, avx2, vnni);
+#else
+static const qs_kernels QS_KERNELS_AVX512_VNNI = QS_TABLE(avx512, scalar, vnni);
+#endif
 
 #endif /* QS_HAVE_AVX512 */
 
@@ -1453,7 +1959,126 @@ static void qs_exp_sub_neon(float *s, float m, size_t n)
     qs_exp_sub_scalar(s + j, m, n - j);
 }
 
-static const qs_kernels QS_KERNELS_NEON = QS_TABLE(neon);
+/* One block, one token: per plane and quarter of the rows two accumulators, (0, 0, 1, 1) and (2, 2, 3, 3) of its
+ * rows. A product of bytes fits 16 bits, two of them do not: they are added in pairs to 32. */
+QS_NEON_INLINE void qs_mmq_tile_neon(int nb, int nt, QS_QTILE_ARGS)
+{
+    int32x4_t c[2][8];
+    (void)nb;
+    (void)nt;
+    (void)ws;
+    (void)xs;
+    (void)ys;
+    for (int i = 0; i < 8; i++) c[0][i] = c[1][i] = vdupq_n_s32(0);
+    for (size_t l = 0; l < 64; l++) {
+        int32_t quad[2];
+        memcpy(&quad[0], x->p1 + 4 * l, 4);
+        memcpy(&quad[1], x->p2 + 4 * l, 4);
+        QS_FETCH(w + 64 * l, ahead);
+        QS_UNROLL for (int q = 0; q < 4; q++) {
+            int8x16_t v = vld1q_s8((const int8_t *)w + 64 * l + 16 * (size_t)q);
+            QS_UNROLL for (int p = 0; p < 2; p++) {
+                int8x16_t xv = vreinterpretq_s8_s32(vdupq_n_s32(quad[p]));
+                c[p][2 * q] = vpadalq_s16(c[p][2 * q], vmull_s8(vget_low_s8(v), vget_low_s8(xv)));
+                c[p][2 * q + 1] = vpadalq_s16(c[p][2 * q + 1], vmull_high_s8(v, xv));
+            }
+        }
+    }
+    QS_UNROLL for (int q = 0; q < 4; q++) {
+        int32x4_t p1 = vpaddq_s32(c[0][2 * q], c[0][2 * q + 1]), p2 = vpaddq_s32(c[1][2 * q], c[1][2 * q + 1]);
+        float32x4_t a = vld1q_f32((const float *)(const void *)(w + 4096) + 4 * q);
+        float32x4_t sum = vcvtq_f32_s32(vaddq_s32(vshlq_n_s32(p1, 8), p2));
+        vst1q_f32(y + 4 * q, vfmaq_f32(vld1q_f32(y + 4 * q), sum, vmulq_n_f32(a, x->scale)));
+    }
+}
+
+/* 16 bytes of halves times m */
+QS_NEON_INLINE int8x16_t qs_times_neon(uint8x16_t q, uint8x16_t m)
+{
+    return vreinterpretq_s8_u8(vsubq_u8(vmulq_u8(q, m), vshlq_n_u8(m, 3)));
+}
+
+static void qs_unpack_neon(const char *w, char *out, size_t ahead)
+{
+    for (size_t q = 0; q < 4; q++) {
+        uint32x4_t all = vld1q_u32((const uint32_t *)(const void *)(w + 2048) + 4 * q);
+        for (size_t i = 0; i < 8; i++, all = vshrq_n_u32(all, 4)) {
+            uint32x4_t one = vaddq_u32(vandq_u32(all, vdupq_n_u32(15)), vdupq_n_u32(1));
+            uint8x16_t m = vreinterpretq_u8_u32(vmulq_n_u32(one, 0x01010101u));
+            for (size_t l = 4 * i; l < 4 * i + 4; l++) {
+                QS_FETCH(w + 64 * l + 16 * q, ahead);
+                uint8x16_t v = vld1q_u8((const uint8_t *)w + 64 * l + 16 * q);
+                int8_t *to = (int8_t *)out + 128 * l + 16 * q;
+                vst1q_s8(to, qs_times_neon(vandq_u8(v, vdupq_n_u8(15)), m));
+                vst1q_s8(to + 64, qs_times_neon(vshrq_n_u8(v, 4), m));
+            }
+        }
+    }
+    memcpy(out + 4096, w + 2112, 64);
+}
+
+QS_QTILE(QS_NEON, qs_mmq_neon, qs_mmq_tile_neon, 1, 1)
+static const qs_qset qs_qset_neon = {
+    1, {{1, {0, qs_mmq_neon_1x1}}}, {{0, {0}}}, qs_unpack_neon};
+QS_QENTRIES(neon)
+
+static const qs_kernels QS_KERNELS_NEON = QS_TABLE(neon, scalar, neon);
+
+/* ---- dot products of four bytes (ARMv8.2 dotprod) ---- */
+
+#define QS_DOT __attribute__((target("arch=armv8.2-a+dotprod")))
+#define QS_DOT_INLINE __attribute__((target("arch=armv8.2-a+dotprod"), always_inline)) static inline
+
+/* nb blocks x nt tokens: 8 nb nt accumulators of 4 rows; 16 bytes of a plane serve 4 lines */
+QS_DOT_INLINE void qs_mmq_tile_neondot(int nb, int nt, QS_QTILE_ARGS)
+{
+    int32x4_t c1[12], c2[12];
+    QS_UNROLL for (int i = 0; i < 4 * nb * nt; i++) c1[i] = c2[i] = vdupq_n_s32(0);
+    for (size_t l = 0; l < 64; l += 4) {
+        int8x16_t v1[3], v2[3];
+        QS_UNROLL for (int t = 0; t < nt; t++) {
+            v1[t] = vld1q_s8(x[(size_t)t * xs].p1 + 4 * l);
+            v2[t] = vld1q_s8(x[(size_t)t * xs].p2 + 4 * l);
+        }
+#define QS_DOT_LINE(lane)                                                              \
+        QS_UNROLL for (int b = 0; b < nb; b++) {                                       \
+            const char *p = w + (size_t)b * ws + 64 * (l + (lane));                    \
+            QS_FETCH(p, ahead);                                                        \
+            QS_UNROLL for (int q = 0; q < 4; q++) {                                    \
+                int8x16_t wv = vld1q_s8((const int8_t *)p + 16 * q);                   \
+                QS_UNROLL for (int t = 0; t < nt; t++) {                               \
+                    int i = 4 * (b * nt + t) + q;                                      \
+                    c1[i] = vdotq_laneq_s32(c1[i], wv, v1[t], lane);                   \
+                    c2[i] = vdotq_laneq_s32(c2[i], wv, v2[t], lane);                   \
+                }                                                                      \
+            }                                                                          \
+        }
+        QS_DOT_LINE(0)
+        QS_DOT_LINE(1)
+        QS_DOT_LINE(2)
+        QS_DOT_LINE(3)
+    }
+    QS_UNROLL for (int i = 0; i < 4 * nb * nt; i++) {
+        int b = i / 4 / nt, t = i / 4 % nt, q = i % 4;
+        const qs_group *g = &x[(size_t)t * xs];
+        float32x4_t a = vld1q_f32((const float *)(const void *)(w + (size_t)b * ws + 4096) + 4 * q);
+        float32x4_t sum = vcvtq_f32_s32(vaddq_s32(vshlq_n_s32(c1[i], 8), c2[i]));
+        float *to = y + (size_t)t * ys + 16 * b + 4 * q;
+        vst1q_f32(to, vfmaq_f32(vld1q_f32(to), sum, vmulq_n_f32(a, g->scale)));
+    }
+}
+
+QS_QTILE(QS_DOT, qs_mmq_neondot, qs_mmq_tile_neondot, 2, 1)
+QS_QTILE(QS_DOT, qs_mmq_neondot, qs_mmq_tile_neondot, 1, 1)
+QS_QTILE(QS_DOT, qs_mmq_neondot, qs_mmq_tile_neondot, 1, 2)
+static const qs_qset qs_qset_neondot = {
+    2,
+    {{2, {0, qs_mmq_neondot_2x1}}, {1, {0, qs_mmq_neondot_1x1, qs_mmq_neondot_1x2}}},
+    {{0, {0}}},
+    qs_unpack_neon};
+QS_QENTRIES(neondot)
+
+static const qs_kernels QS_KERNELS_NEON_DOT = QS_TABLE(neon, scalar, neondot);
 
 #endif /* QS_HAVE_NEON */
 
@@ -1475,7 +2100,7 @@ static unsigned qs_xcr0(void)
     return a;
 }
 
-/* 0: baseline, 2: also AVX2 and FMA, 3: also AVX-512 F; with the registers saved */
+/* 0: baseline, 2: also AVX2 and FMA, 3: also AVX-512 F, 4: also its BW and VNNI; with the registers saved */
 static int qs_x86_level(void)
 {
     unsigned a = 0, b = 0, c = 0, d = 0, xcr0 = qs_xcr0();
@@ -1485,9 +2110,20 @@ static int qs_x86_level(void)
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
     if (!(b & 1u << 5)) return 0;                     /* AVX2 */
     if (!(b & 1u << 16) || (xcr0 & 0xE6) != 0xE6) return 2; /* AVX-512 F; ZMM, masks */
-    return 3;
+    return b & 1u << 30 && c & 1u << 11 ? 4 : 3;            /* BW, VNNI */
 }
 
+#endif
+
+#if defined(QS_HAVE_NEON)
+#if defined(__linux__)
+#include <sys/auxv.h>
+static int qs_has_dotprod(void) { return getauxval(AT_HWCAP) >> 20 & 1; /* HWCAP_ASIMDDP */ }
+#elif defined(__APPLE__)
+static int qs_has_dotprod(void) { return 1; /* every Apple machine of this architecture */ }
+#else
+static int qs_has_dotprod(void) { return 0; }
+#endif
 #endif
 
 /* 1 if this build has kernels for isa and this machine runs them */
@@ -1500,9 +2136,11 @@ static int qs_isa_runs(qsae_isa isa)
 #endif
 #if defined(QS_HAVE_AVX512)
     case QSAE_ISA_AVX512: return qs_x86_level() >= 3;
+    case QSAE_ISA_AVX512_VNNI: return qs_x86_level() >= 4;
 #endif
 #if defined(QS_HAVE_NEON)
     case QSAE_ISA_NEON: return 1;
+    case QSAE_ISA_NEON_DOT: return qs_has_dotprod();
 #endif
     default: return 0;
     }
@@ -1516,9 +2154,11 @@ static const qs_kernels *qs_kernels_of(qsae_isa isa) /* NULL if not in this buil
 #endif
 #if defined(QS_HAVE_AVX512)
     case QSAE_ISA_AVX512: return &QS_KERNELS_AVX512;
+    case QSAE_ISA_AVX512_VNNI: return &QS_KERNELS_AVX512_VNNI;
 #endif
 #if defined(QS_HAVE_NEON)
     case QSAE_ISA_NEON: return &QS_KERNELS_NEON;
+    case QSAE_ISA_NEON_DOT: return &QS_KERNELS_NEON_DOT;
 #endif
     default: return NULL;
     }
@@ -1526,7 +2166,8 @@ static const qs_kernels *qs_kernels_of(qsae_isa isa) /* NULL if not in this buil
 
 const char *qsae_isa_name(qsae_isa isa)
 {
-    static const char *const names[QSAE_ISA_COUNT] = {"auto", "scalar", "avx2", "avx512", "neon"};
+    static const char *const names[QSAE_ISA_COUNT] = {"auto",       "scalar", "avx2",    "avx512",
+                                                      "avx512vnni", "neon",   "neondot"};
     return (unsigned)isa < QSAE_ISA_COUNT ? names[isa] : NULL;
 }
 
@@ -1539,8 +2180,8 @@ int qsae_isa_available(qsae_isa isa)
 /* AUTO becomes the widest that runs; anything that does not run is refused. */
 static qsae_status qs_choose_isa(qsae_isa *isa, qsae_error *err)
 {
-    static const qsae_isa best_first[] = {QSAE_ISA_AVX512, QSAE_ISA_AVX2, QSAE_ISA_NEON,
-                                          QSAE_ISA_SCALAR};
+    static const qsae_isa best_first[] = {QSAE_ISA_AVX512_VNNI, QSAE_ISA_AVX512, QSAE_ISA_AVX2,
+                                          QSAE_ISA_NEON_DOT,    QSAE_ISA_NEON,   QSAE_ISA_SCALAR};
     if ((unsigned)*isa >= QSAE_ISA_COUNT)
         return qs_fail(err, QSAE_E_ARG, 0, "isa %d is not an instruction set", (int)*isa);
     if (*isa == QSAE_ISA_AUTO) {
@@ -1624,13 +2265,13 @@ uint64_t qsae_tensor_bytes(uint32_t type, uint32_t layout, uint64_t rows, uint64
         return type == QSAE_TYPE_BYTES && rows == 1 ? (cols + 63) & ~(uint64_t)63 : 0;
     if (layout == QSAE_LAYOUT_VECTOR)
         return type == QSAE_TYPE_F32 && rows == 1 ? (cols * 4 + 63) & ~(uint64_t)63 : 0;
-    if ((type == QSAE_TYPE_Q8 || type == QSAE_TYPE_Q4) && layout == QSAE_LAYOUT_BLOCK16) {
-        uint64_t panels = (rows + 15) / 16, panel = (cols + 255) / 256 * (type == QSAE_TYPE_Q8 ? 4160u : 2176u);
-        return panels > (uint64_t)INT64_MAX / panel ? 0 : panels * panel;
-    }
-    if (type != QSAE_TYPE_F32 && type != QSAE_TYPE_BF16) return 0;
     uint64_t per_row, n;
-    if (layout == QSAE_LAYOUT_BLOCK16) {
+    if (layout == QSAE_LAYOUT_BLOCK16 && (type == QSAE_TYPE_Q8 || type == QSAE_TYPE_Q4)) {
+        per_row = (cols + QS_GROUP - 1) / QS_GROUP * (type == QSAE_TYPE_Q8 ? QS_Q8_BYTES : QS_Q4_BYTES);
+        n = (rows + 15) / 16; /* superblocks have no padding of their own */
+    } else if (type != QSAE_TYPE_F32 && type != QSAE_TYPE_BF16) {
+        return 0;
+    } else if (layout == QSAE_LAYOUT_BLOCK16) {
         per_row = ((cols + 15) & ~(uint64_t)15) * (type == QSAE_TYPE_F32 ? 4u : 2u);
         n = (rows + 15) & ~(uint64_t)15;
     } else if (layout == QSAE_LAYOUT_ROWS) {
@@ -1747,7 +2388,7 @@ static qsae_status qs_check_directory(const qs_container *c, qsae_error *err)
         const qsae_tensor_record *t = &c->tensors[i];
         if (i && (t[-1].group > t->group || (t[-1].group == t->group && t[-1].role >= t->role)))
             return qs_fail(err, QSAE_E_FORMAT, 0, "directory entry %u is not in order", i);
-        if (t->type < QSAE_TYPE_F32 || t->type > QSAE_TYPE_BYTES)
+        if (t->type < QSAE_TYPE_F32 || t->type > QSAE_TYPE_Q4)
             return qs_tensor_fail(err, QSAE_E_UNSUP, t, "type", t->type, QSAE_TYPE_F32);
         uint64_t size = qsae_tensor_bytes(t->type, t->layout, t->rows, t->cols);
         if (!size)
@@ -1816,6 +2457,44 @@ static int qs_block16_padding_zero(const uint8_t *p, const qsae_tensor_record *t
     return 1;
 }
 
+/* One superblock: rows and columns from `rows` and `cols` on are padding. NULL, or what is wrong. */
+static const char *qs_superblock_wrong(const uint8_t *p, uint32_t type, uint64_t rows, uint64_t cols)
+{
+    float room[QS_Q8_BYTES / 4];
+    uint8_t *q8 = (uint8_t *)room;
+    uint64_t lines = type == QSAE_TYPE_Q8 ? 64 : 32;
+    if (type == QSAE_TYPE_Q4) qs_unpack_scalar(p, q8);
+    else memcpy(q8, p, QS_Q8_BYTES);
+    for (uint64_t r = 0; r < 16; r++) {
+        float a = room[1024 + r];
+        uint8_t any = 0;
+        for (uint64_t k = 0; k < QS_GROUP; k++) {
+            uint8_t w = q8[k / 4 * 64 + 4 * r + k % 4];
+            any |= w;
+            if (w && (r >= rows || k >= cols)) return "padding is not zero";
+            if (w == 0x80 && type == QSAE_TYPE_Q8) return "a weight is -128";
+        }
+        if (!(a >= 0.0f && qs_finite(a)) || (a == 0.0f && 1.0f / a < 0)) return "a scale is negative or not finite";
+        if ((a == 0.0f) != (any == 0)) return "a scale is zero and its weights are not, or the other way round";
+        if (type == QSAE_TYPE_Q4 && !any && !qs_all_zero(p + 64 * lines + 4 * r, 4))
+            return "a row of zeros has multipliers";
+    }
+    return NULL;
+}
+
+static qsae_status qs_verify_integers(const uint8_t *p, const qsae_tensor_record *t, qsae_error *err)
+{
+    uint64_t ng = (t->cols + QS_GROUP - 1) / QS_GROUP, super = t->type == QSAE_TYPE_Q8 ? QS_Q8_BYTES : QS_Q4_BYTES;
+    for (uint64_t i = 0; i < t->size / super; i++) {
+        uint64_t row = i / ng * 16, col = i % ng * QS_GROUP;
+        const char *wrong = qs_superblock_wrong(p + i * super, t->type, t->rows - row, t->cols - col);
+        if (wrong)
+            return qs_fail(err, QSAE_E_FORMAT, t->offset + i * super, "tensor %s (group %u): rows %llu.., columns %llu..: %s",
+                           qs_role_name(t->role), t->group, (unsigned long long)row, (unsigned long long)col, wrong);
+    }
+    return QSAE_OK;
+}
+
 static int qs_padding_zero(const uint8_t *p, const qsae_tensor_record *t)
 {
     uint64_t elem = t->type == QSAE_TYPE_F32 ? 4 : t->type == QSAE_TYPE_BF16 ? 2 : 1;
@@ -1833,6 +2512,7 @@ static qsae_status qs_verify_tensor(const uint8_t *p, const qsae_tensor_record *
         return qs_fail(err, QSAE_E_FORMAT, t->offset,
                        "tensor %s (group %u): checksum is %016llx, computed %016llx", qs_role_name(t->role),
                        t->group, (unsigned long long)t->hash, (unsigned long long)hash);
+    if (t->type == QSAE_TYPE_Q8 || t->type == QSAE_TYPE_Q4) return qs_verify_integers(p, t, err);
     if (!qs_padding_zero(p, t))
         return qs_fail(err, QSAE_E_FORMAT, t->offset, "tensor %s (group %u): padding is not zero",
                        qs_role_name(t->role), t->group);
@@ -1980,8 +2660,31 @@ static qsae_status qs_expect_mat(qs_cursor *k, uint32_t group, uint32_t role, ui
     m->np = qs_up16(m->n);
     m->kp = qs_up16(m->k);
     m->type = t->type;
-    m->block = m->kp * 16 * (t->type == QSAE_TYPE_F32 ? 4 : 2);
+    m->block = (size_t)(t->size / (m->np / 16));
     return QSAE_OK;
+}
+
+static int qs_mat_integer(const qs_mat *m) { return m->type == QSAE_TYPE_Q8 || m->type == QSAE_TYPE_Q4; }
+
+/* Groups of 256 k in a row of k values. */
+static size_t qs_groups(size_t k) { return (k + QS_GROUP - 1) / QS_GROUP; }
+
+/* Integer weights: the superblock at b, row r of 16, column k of 256. */
+static float qs_superblock_at(const uint8_t *b, uint32_t type, size_t r, size_t k)
+{
+    uint32_t nibbles;
+    float a;
+    int w;
+    if (type == QSAE_TYPE_Q8) {
+        w = (int8_t)b[k / 4 * 64 + 4 * r + k % 4];
+        memcpy(&a, b + 4096 + 4 * r, 4);
+    } else {
+        memcpy(&nibbles, b + 2048 + 4 * r, 4);
+        memcpy(&a, b + 2112 + 4 * r, 4);
+        w = (b[k / 8 * 64 + 4 * r + k % 4] >> (k & 4) & 15) - 8;
+        w *= (int)(nibbles >> 4 * (k / 32) & 15) + 1;
+    }
+    return a * (float)w;
 }
 
 /* element (n, k) */
@@ -1990,6 +2693,9 @@ static float qs_mat_at(const qs_mat *m, size_t n, size_t k)
     const uint8_t *b = m->w + n / 16 * m->block;
     float f;
     uint16_t h;
+    if (qs_mat_integer(m))
+        return qs_superblock_at(b + k / QS_GROUP * (m->type == QSAE_TYPE_Q8 ? QS_Q8_BYTES : QS_Q4_BYTES), m->type,
+                                n % 16, k % QS_GROUP);
     if (m->type == QSAE_TYPE_F32) {
         memcpy(&f, b + k * 64 + n % 16 * 4, 4);
         return f;
@@ -4103,6 +4809,7 @@ typedef struct qs_layer {
 struct qsae_model {
     qs_container file;
     qsae_model_info info;
+    int integers; /* some matrices have integer weights */
     const qs_kernels *kernels;
     qs_layer *layers; /* [n_layers] */
     size_t layers_size; /* bytes */
@@ -4295,7 +5002,10 @@ static qsae_status qs_bind_model(qsae_model *m, qsae_error *err)
     }
     m->info.weight_type = types == 1u << QSAE_TYPE_F32    ? "f32"
                           : types == 1u << QSAE_TYPE_BF16 ? "bf16"
+                          : types == 1u << QSAE_TYPE_Q8   ? "q8"
+                          : types == 1u << QSAE_TYPE_Q4   ? "q4"
                                                           : "mixed";
+    m->integers = (types & (1u << QSAE_TYPE_Q8 | 1u << QSAE_TYPE_Q4)) != 0;
     return qs_expect_end(&k, err);
 }
 
@@ -4464,13 +5174,15 @@ static qsae_status qs_check_sae_record(const qsae_sae_record *r, qsae_error *err
         (st = qs_in_range("d_in", r->d_in, 1, QS_MAX_WIDTH, err)) ||
         (st = qs_in_range("d_out", r->d_out, 1, QS_MAX_WIDTH, err)) ||
         (st = qs_in_range("d_sae", r->d_sae, 1, QS_MAX_D_SAE, err)) ||
-        (st = qs_in_range("activation", r->activation, QSAE_ACT_RELU, QSAE_ACT_GATED, err)) ||
+        (st = qs_in_range("activation", r->activation, QSAE_ACT_RELU, QSAE_ACT_GROUPMAX, err)) ||
         (st = qs_in_range("norm", r->norm, 0, QSAE_NORM_LAYER, err)) ||
         (st = qs_in_range("flags", r->flags, 0, QSAE_SAE_SKIP, err)) ||
         (st = qs_in_range("feature_unit", r->feature_unit, 0, QSAE_UNIT_NORMALIZED, err)))
         return st;
-    uint32_t topk = r->activation == QSAE_ACT_TOPK;
-    if ((st = qs_in_range("k", r->k, topk, topk ? r->d_sae : 0, err)) != QSAE_OK) return st;
+    uint32_t groups = r->activation == QSAE_ACT_GROUPMAX, has_k = r->activation == QSAE_ACT_TOPK || groups;
+    if ((st = qs_in_range("k", r->k, has_k, has_k ? r->d_sae : 0, err)) != QSAE_OK) return st;
+    if (groups && r->d_sae % r->k)
+        return qs_fail(err, QSAE_E_FORMAT, 64, "k is %u, it must divide d_sae, which is %u", r->k, r->d_sae);
     if (qs_site_before(r->layer_out, r->site_out, r->layer_in, r->site_in))
         return qs_fail(err, QSAE_E_FORMAT, 64, "the SAE writes %s of layer %u before it reads %s of layer %u",
                        QS_SITE_NAMES[r->site_out], r->layer_out, QS_SITE_NAMES[r->site_in], r->layer_in);
@@ -4556,6 +5268,9 @@ static qsae_status qs_bind_member(qs_cursor *k, uint32_t g, const qsae_sae_recor
         ((r->flags & QSAE_SAE_SKIP) &&
          (st = qs_expect_mat(k, g, QSAE_ROLE_SKIP, r->d_out, r->d_in, &s->skip, err))))
         return st;
+    if ((r->flags & QSAE_SAE_SKIP) && qs_mat_integer(&s->skip))
+        return qs_fail(err, QSAE_E_FORMAT, 0, "tensor %s: type %u; an SAE's matrices are f32 or bf16",
+                       qs_role_name(QSAE_ROLE_SKIP), s->skip.type);
     s->record = *r;
     s->d_in = r->d_in;
     s->d_out = r->d_out;
@@ -4743,7 +5458,13 @@ static qs_row_norm qs_normalize(const qsae_sae *s, const float *x, float *to)
     return m;
 }
 
-/* f_i from e_i . norm(x); for TOPK the value that is selected on. */
+/* Does a feature's value depend on other features? Then every feature must be computed. */
+static int qs_selects(const qsae_sae *s)
+{
+    return s->info.activation == QSAE_ACT_TOPK || s->info.activation == QSAE_ACT_GROUPMAX;
+}
+
+/* f_i from e_i . norm(x); for TOPK and GROUPMAX the value that is selected on. */
 static float qs_feature_value(const qsae_sae *s, size_t i, float dot)
 {
     float z = dot + s->b_enc[i];
@@ -4805,6 +5526,21 @@ static void qs_keep_top_k(const qsae_sae *s, float *z, qs_pair *heap)
     memset(z, 0, s->d_sae * sizeof *z);
     for (size_t i = 0; i < k; i++)
         if (heap[i].value > 0.0f) z[heap[i].index] = heap[i].value;
+}
+
+/* Keeps the largest of each of k groups of z [d_sae], the first of equals, and zeroes the rest and what is
+ * not positive. */
+static void qs_keep_group_max(const qsae_sae *s, float *z)
+{
+    size_t size = s->d_sae / (size_t)s->info.k;
+    for (size_t g = 0; g < s->d_sae; g += size) {
+        size_t best = g;
+        for (size_t i = g + 1; i < g + size; i++)
+            if (z[i] > z[best]) best = i;
+        float largest = z[best];
+        memset(z + g, 0, size * sizeof *z);
+        if (largest > 0.0f) z[best] = largest;
+    }
 }
 
 /* The scratch of encode and decode. */
@@ -4869,6 +5605,7 @@ static qsae_status qs_encode_rows(const qsae_sae *s, const float *x, size_t ld, 
         if (!qs_all_finite(w->z + t * s->d_sae, s->d_sae))
             return qs_fail(err, QSAE_E_NUM, 0, "SAE input row %zu overflows the encoder", first + t);
         if (s->info.activation == QSAE_ACT_TOPK) qs_keep_top_k(s, w->z + t * s->d_sae, w->heap);
+        if (s->info.activation == QSAE_ACT_GROUPMAX) qs_keep_group_max(s, w->z + t * s->d_sae);
     }
     return QSAE_OK;
 }
@@ -5081,6 +5818,7 @@ typedef struct qs_scratch {
     size_t att_size;
     float *head_x;     /* [QS_HEAD_ROWS, d_model] */
     float *head_y;     /* [QS_HEAD_ROWS, vocab_size] */
+    qs_group *packed;  /* [n_batch or QS_HEAD_ROWS, groups of the widest input], for integer weights */
 } qs_scratch;
 
 typedef struct qs_captures qs_captures;
@@ -5134,6 +5872,9 @@ static void qs_lay_scratch(qs_carve *c, const qsae_model *m, size_t n_batch, siz
     s->att = qs_cut(c, n_threads * s->att_size, f);
     s->head_x = qs_cut(c, QS_HEAD_ROWS * d, f);
     s->head_y = qs_cut(c, QS_HEAD_ROWS * m->head.np, f);
+    size_t widest = d > dq ? d : dq, rows = n_batch > QS_HEAD_ROWS ? n_batch : QS_HEAD_ROWS;
+    widest = ff > widest ? ff : widest;
+    s->packed = qs_cut(c, m->integers ? rows * qs_groups(widest) : 0, sizeof *s->packed);
 }
 
 /* Lays c out from base (NULL: only adds up) and returns the bytes, or 0 on overflow. */
@@ -5631,7 +6372,7 @@ static qsae_status qs_read_features(qs_edits *e, const qsae_sae *s, const float 
     qs_sae_scratch w;
     qs_row_norm m[QS_SAE_ROWS];
     float dot[QS_SAE_ROWS];
-    int all = s->info.activation == QSAE_ACT_TOPK; /* who is kept depends on every feature */
+    int all = qs_selects(s);
     qsae_status st = qs_take_scratch(s, QS_SAE_ROWS, e->scratch, e->scratch_size, &w, err);
     if (st) return st;
     if (all && (st = qs_encode_rows(s, h, ld, nt, first, &w, m, n_threads, err)) != QSAE_OK) return st;
@@ -5819,6 +6560,38 @@ static size_t qs_grain(const qs_pass *p, size_t blocks)
     return blocks >= 32 * (size_t)p->n_threads ? 8 : 1;
 }
 
+/* y [n, w->np] = x W, of blocks b0 .. b1 - 1; x [n, kp], or packed for integer weights */
+static void qs_mat_mul(const qs_kernels *k, const qs_mat *w, size_t b0, size_t b1, const float *x,
+                       const qs_group *packed, size_t n, float *y)
+{
+    const uint8_t *from = w->w + b0 * w->block;
+    if (qs_mat_integer(w))
+        k->mmq[w->type == QSAE_TYPE_Q4](from, w->block, b1 - b0, qs_groups(w->k), packed, n, y + 16 * b0, w->np);
+    else k->mm[w->type](from, w->block, b1 - b0, w->kp, x, w->kp, n, y + 16 * b0, w->np);
+}
+
+typedef struct qs_pack_job {
+    const qs_kernels *k;
+    const float *x;
+    size_t width, groups;
+    qs_group *out;
+} qs_pack_job;
+
+static void qs_pack_task(void *arg, size_t lo, size_t hi, size_t thread)
+{
+    const qs_pack_job *j = arg;
+    (void)thread;
+    for (size_t r = lo; r < hi; r++) j->k->pack(j->x + r * j->width, j->width, j->out + r * j->groups);
+}
+
+/* x [n, kp] as the integer matrices of this model want it, into the scratch. */
+static void qs_pack_rows(const qs_pass *p, const float *x, size_t n, size_t kp)
+{
+    if (!p->m->integers) return;
+    qs_pack_job job = {p->m->kernels, x, kp, qs_groups(kp), p->s->packed};
+    qs_parallel(p->n_threads, n, 4 * kp, qs_pack_task, &job);
+}
+
 typedef struct qs_product {
     const qs_mat *w;
     float *y; /* [n, w->np] */
@@ -5828,7 +6601,8 @@ typedef struct qs_product_job {
     const qs_kernels *k;
     const qs_product *list;
     size_t n_list, n;
-    const float *x; /* [n, kp] */
+    const float *x;         /* [n, kp] */
+    const qs_group *packed; /* the same */
     size_t grain;
 } qs_product_job;
 
@@ -5843,8 +6617,7 @@ static void qs_product_task(void *arg, size_t lo, size_t hi, size_t thread)
         size_t nb = w->np / 16, b0 = lo > first ? lo - first : 0, b1 = hi > first ? hi - first : 0;
         b1 = qs_min(b1, nb);
         if (b0 < b1)
-            j->k->mm[w->type](w->w + b0 * w->block, w->block, b1 - b0, w->kp, j->x, w->kp, j->n,
-                              j->list[i].y + 16 * b0, w->np);
+            qs_mat_mul(j->k, w, b0, b1, j->x, j->packed, j->n, j->list[i].y);
         first += nb;
     }
 }
@@ -5854,7 +6627,8 @@ static void qs_products(const qs_pass *p, const qs_product *list, size_t n_list,
 {
     size_t blocks = 0;
     for (size_t i = 0; i < n_list; i++) blocks += list[i].w->np / 16;
-    qs_product_job job = {p->m->kernels, list, n_list, n, x, qs_grain(p, blocks)};
+    qs_pack_rows(p, x, n, list[0].w->kp);
+    qs_product_job job = {p->m->kernels, list, n_list, n, x, p->s->packed, qs_grain(p, blocks)};
     qs_parallel(p->n_threads, (blocks + job.grain - 1) / job.grain, 16 * list[0].w->kp * n * job.grain,
                 qs_product_task, &job);
 }
@@ -6026,12 +6800,10 @@ static void qs_gate_up_task(void *arg, size_t lo, size_t hi, size_t thread)
     size_t blocks = y->gate.np / 16, grain = qs_grain(p, blocks);
     lo *= grain;
     hi = qs_min(hi * grain, blocks);
-    float *to[2] = {p->s->gate + 16 * lo, p->s->up + 16 * lo};
-    for (int i = 0; i < 2; i++)
-        k->mm[w[i]->type](w[i]->w + lo * w[i]->block, w[i]->block, hi - lo, w[i]->kp, p->s->xn, w[i]->kp,
-                          p->n, to[i], w[i]->np);
+    float *to[2] = {p->s->gate, p->s->up};
+    for (int i = 0; i < 2; i++) qs_mat_mul(k, w[i], lo, hi, p->s->xn, p->s->packed, p->n, to[i]);
     for (size_t r = 0; r < p->n; r++)
-        k->silu_mul(to[0] + r * y->gate.np, to[1] + r * y->up.np, 16 * (hi - lo));
+        k->silu_mul(to[0] + r * y->gate.np + 16 * lo, to[1] + r * y->up.np + 16 * lo, 16 * (hi - lo));
 }
 
 /* ---- sites ---- */
@@ -6110,6 +6882,7 @@ static qsae_status qs_block_mlp(qs_pass *p)
     qsae_status st = qs_site(p, QSAE_MLP_INPUT, s->xn);
     if (st) return st;
     size_t blocks = y->gate.np / 16, grain = qs_grain(p, blocks);
+    qs_pack_rows(p, s->xn, p->n, y->gate.kp);
     qs_parallel(p->n_threads, (blocks + grain - 1) / grain, 32 * y->gate.kp * p->n * grain, qs_gate_up_task, p);
     const qs_product down = {&y->down, s->out};
     qs_products(p, &down, 1, s->gate, p->n);

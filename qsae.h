@@ -124,7 +124,9 @@ typedef enum qsae_isa {
     QSAE_ISA_SCALAR,   /* portable C: the reference that the others are tested against */
     QSAE_ISA_AVX2,     /* AVX2 and FMA */
     QSAE_ISA_AVX512,   /* AVX-512 F */
+    QSAE_ISA_AVX512_VNNI, /* also BW and VNNI, for integer weights */
     QSAE_ISA_NEON,     /* aarch64 */
+    QSAE_ISA_NEON_DOT, /* also dot products of bytes (ARMv8.2), for integer weights */
     QSAE_ISA_COUNT
 } qsae_isa;
 
@@ -164,7 +166,7 @@ typedef struct qsae_model_info {
     int32_t tied;                   /* 1: the output head is the embedding */
     int32_t n_eos, eos[QSAE_MAX_EOS]; /* tokens that end a generation */
     int32_t n_tokens;               /* entries of the tokenizer, 0 if the file has none */
-    const char *weight_type;        /* "f32", "bf16", "mixed", or "none"; constant */
+    const char *weight_type;        /* "f32", "bf16", "q8", "q4", "mixed", or "none"; constant */
     qsae_isa isa;                   /* kernels in use */
     uint64_t file_size;             /* bytes */
     int32_t chat_format;            /* qsae_chat_format */
@@ -272,10 +274,13 @@ QSAE_API qsae_status qsae_chat_tokens(const qsae_model *model, const qsae_messag
  *   RELU      f_i = max(z_i, 0)
  *   JUMPRELU  f_i = z_i if z_i > theta_i and z_i > 0, else 0   (strict; a BatchTopK SAE is one theta for all)
  *   TOPK      the k largest z_i, ties to the lower index; then max(z_i, 0)
+ *   GROUPMAX  of each of k groups of d_sae/k consecutive features the largest z_i, ties to the lower index;
+ *             then max(z_i, 0)
  *   GATED     f_i = max(s_i (e_i . norm(x)) + m_i, 0) if z_i > 0, else 0
  * Everything a source format expresses otherwise (pre-bias, input scales, decoder norms) was folded by
  * the converter. Sources: arXiv 2407.14435 (JumpReLU), 2406.04093 (TopK), 2404.16014 (gated),
- * 2412.06410 (BatchTopK), 2406.11944 (transcoders); SAELens saes/<name>_sae.py for the exact forms. */
+ * 2412.06410 (BatchTopK), 2406.11944 (transcoders); SAELens saes/<name>_sae.py for the exact forms, EleutherAI sparsify
+ * fused_encoder.py for GROUPMAX. */
 
 typedef enum qsae_site {
     /*                     TransformerLens name        Hugging Face module (Qwen3DecoderLayer)          */
@@ -303,7 +308,8 @@ typedef enum qsae_activation {
     QSAE_ACT_RELU = 1,
     QSAE_ACT_JUMPRELU,
     QSAE_ACT_TOPK,
-    QSAE_ACT_GATED
+    QSAE_ACT_GATED,
+    QSAE_ACT_GROUPMAX
 } qsae_activation;
 
 typedef enum qsae_norm {
@@ -660,6 +666,7 @@ typedef struct qsae_sae_record { /* 256 bytes */
     uint8_t zero[112];
 } qsae_sae_record;
 
+/* Q8 and Q4: integers with a scale per row and 256 columns, BLOCK16 only (tools/FORMAT.md). */
 enum { QSAE_TYPE_F32 = 1, QSAE_TYPE_BF16 = 2, QSAE_TYPE_BYTES = 3, QSAE_TYPE_Q8 = 4, QSAE_TYPE_Q4 = 5 };
 
 enum {

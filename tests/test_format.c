@@ -282,7 +282,7 @@ static const field_case MODEL_CASES[] = {
 
 static const field_case TENSOR_CASES[] = {
     {"type 0", TR(0, EMBED, type), 0, QSAE_E_UNSUP, "tensor embed (group 0): type is 0"},
-    {"type future", TR(1, Q, type), 4, QSAE_E_UNSUP, "tensor q (group 1): type is 4"},
+    {"type future", TR(1, Q, type), 6, QSAE_E_UNSUP, "tensor q (group 1): type is 6"},
     {"type bytes for a matrix", TR(1, Q, type), QSAE_TYPE_BYTES, QSAE_E_FORMAT, "do not go together"},
     {"type bf16 for a vector", TR(0, FINAL_NORM, type), QSAE_TYPE_BF16, QSAE_E_FORMAT, "do not go together"},
     {"type bf16, size f32", TR(1, Q, type), QSAE_TYPE_BF16, QSAE_E_FORMAT, "size is 1024, expected 512"},
@@ -331,7 +331,8 @@ static const field_case SAE_CASES[] = {
     {"d_sae other", SR(d_sae), 7, QSAE_E_MISMATCH, "tensor enc (group 1): shape is [6, 4], the record says [7, 4]"},
     {"k without topk", SR(k), 1, QSAE_E_FORMAT, "k is 1, must be 0..0"},
     {"activation 0", SR(activation), 0, QSAE_E_FORMAT, "activation is 0"},
-    {"activation 5", SR(activation), 5, QSAE_E_FORMAT, "activation is 5"},
+    {"activation 6", SR(activation), 6, QSAE_E_FORMAT, "activation is 6"},
+    {"groupmax with k = 0", SR(activation), QSAE_ACT_GROUPMAX, QSAE_E_FORMAT, "k is 0, must be 1.."},
     {"activation without its tensor", SR(activation), QSAE_ACT_RELU, QSAE_E_MISMATCH, "found theta"},
     {"topk with k = 0", SR(activation), QSAE_ACT_TOPK, QSAE_E_FORMAT, "k is 0, must be 1..6"},
     {"norm 3", SR(norm), 3, QSAE_E_FORMAT, "norm is 3"},

@@ -259,6 +259,132 @@ static void test_exp_sweep(const qs_kernels *q, const char *isa, uint32_t stride
     check(ok, isa, "exp_sub sweep", stride, 0, 0, 0);
 }
 
+/* ---- integer weights ---- */
+
+enum { MAX_G = 3 };
+
+/* The X of one value: the contract's words in double, which is exact up to the one rounding. */
+static int32_t ref_integer(float x, float max)
+{
+    float scaled = x * (32639.0f / max);
+    double r = nearbyint((double)scaled);
+    return (int32_t)r;
+}
+
+static void ref_pack(const float *x, size_t n, int32_t *X, float *scale)
+{
+    float max = 0.0f;
+    int finite = 1;
+    for (size_t j = 0; j < n; j++) {
+        finite &= isfinite(x[j]) != 0;
+        max = fmaxf(max, fabsf(x[j]));
+    }
+    int none = !finite || max == 0.0f || isinf(32639.0f / max);
+    *scale = !finite ? NAN : none ? 0.0f : max / 32639.0f;
+    for (size_t j = 0; j < QS_GROUP; j++) X[j] = none || j >= n ? 0 : ref_integer(x[j], max);
+}
+
+static void test_pack(const qs_kernels *q, const char *isa, size_t n, int kind)
+{
+    float x[MAX_G * QS_GROUP] = {0};
+    qs_group out[MAX_G], portable[MAX_G];
+    int32_t X[QS_GROUP];
+    float scale;
+    size_t groups = (n + QS_GROUP - 1) / QS_GROUP;
+    int ok = 1;
+    fill(x, n, kind);
+    memset(out, 0x5A, sizeof out);
+    memset(portable, 0xA5, sizeof portable);
+    q->pack(x, n, out);
+    qs_pack_scalar(x, n, portable);
+    for (size_t g = 0; g < groups; g++) {
+        ref_pack(x + g * QS_GROUP, n - g * QS_GROUP < QS_GROUP ? n - g * QS_GROUP : QS_GROUP, X, &scale);
+        int32_t sum = 0;
+        for (size_t j = 0; j < QS_GROUP; j++) {
+            sum += X[j];
+            ok &= 256 * out[g].p1[j] + out[g].p2[j] == X[j];
+            ok &= out[g].pairs[j / 4 * 4 + (size_t)"\0\2\1\3"[j % 4]] == X[j];
+            if (j % 32 == 31) {
+                int32_t part = 0;
+                for (size_t i = j - 31; i <= j; i++) part += X[i];
+                ok &= out[g].sums[j / 32] == part;
+            }
+        }
+        ok &= out[g].sum == sum && same(&out[g].scale, &scale, 1);
+        out[g].scale = portable[g].scale; /* NaN's payload */
+    }
+    ok &= memcmp(out, portable, groups * sizeof *out) == 0;
+    check(ok, isa, "pack", n, (size_t)kind, 0, 0);
+}
+
+/* The weight of row r, column k of a superblock, by the words of tools/FORMAT.md. */
+static int weight_q8(const uint8_t *p, size_t r, size_t k) { return (int8_t)p[k / 4 * 64 + 4 * r + k % 4]; }
+static int weight_q4(const uint8_t *p, size_t r, size_t k)
+{
+    uint8_t byte = p[k / 8 * 64 + 4 * r + k % 4];
+    int q = (k % 8 < 4 ? byte & 15 : byte >> 4) - 8;
+    uint8_t m = p[2048 + 4 * r + k / 32 / 2];
+    return q * ((k / 32 % 2 ? m >> 4 : m & 15) + 1);
+}
+
+/* Any bytes are weights; extreme: all of the largest size, to see that nothing saturates. */
+static void fill_superblock(uint8_t *p, int q4, int extreme)
+{
+    size_t n = q4 ? 2112 : 4096;
+    for (size_t i = 0; i < n; i++) p[i] = extreme ? (q4 ? (i < 2048 ? 0 : 0xFF) : (uint8_t)(extreme == 1 ? 0x80 : 0x7F)) : (uint8_t)rnd();
+    fill((float *)(void *)(p + n), 16, 0);
+}
+
+static void test_mmq(const qs_kernels *q, const char *isa, int q4, size_t ng, size_t nb, size_t nt, int extreme)
+{
+    size_t super = q4 ? QS_Q4_BYTES : QS_Q8_BYTES, ws = ng * super + 64, ys = 16 * nb + 5, n = ng * QS_GROUP;
+    uint8_t *w = malloc(nb * ws + 64);
+    float *x = calloc(nt * n + 1, sizeof *x), *y = malloc((nt * ys + 1) * sizeof *y), *z = malloc((nt * ys + 1) * sizeof *z);
+    qs_group *packed = calloc(nt * ng + 1, sizeof *packed);
+    fill(x, nt * n, extreme ? 0 : 1);
+    for (size_t i = 0; extreme && i < nt * n; i++) x[i] = 1.0f;
+    for (size_t t = 0; t < nt; t++) qs_pack_scalar(x + t * n, n, packed + t * ng);
+    for (size_t b = 0; b < nb; b++)
+        for (size_t g = 0; g < ng; g++) fill_superblock(w + b * ws + g * super, q4, extreme);
+    for (size_t i = 0; i <= nt * ys; i++) y[i] = z[i] = 77.0f;
+    for (size_t t = 0; t < nt; t++)
+        for (size_t row = 0; row < 16 * nb; row++) {
+            float sum = 0.0f;
+            for (size_t g = 0; g < ng; g++) {
+                const uint8_t *p = w + row / 16 * ws + g * super;
+                const qs_group *X = packed + t * ng + g;
+                const float *a = (const void *)(p + super - 64);
+                int64_t s = 0;
+                for (size_t k = 0; k < QS_GROUP; k++)
+                    s += (int64_t)(q4 ? weight_q4(p, row % 16, k) : weight_q8(p, row % 16, k)) * (256 * X->p1[k] + X->p2[k]);
+                sum = fmaf((float)s, a[row % 16] * X->scale, sum);
+            }
+            z[t * ys + row] = sum;
+        }
+    q->mmq[q4](w, ws, nb, ng, packed, nt, y, ys);
+    check(same(y, z, nt * ys + 1), isa, q4 ? "mmq q4" : "mmq q8", ng, nb, nt, (size_t)extreme);
+    free(w);
+    free(x);
+    free(y);
+    free(z);
+    free(packed);
+}
+
+static void test_integers(const qs_kernels *q, const char *isa)
+{
+    long before = test_failed, count = test_passed;
+    for (size_t n = 0; n <= MAX_G * QS_GROUP; n += n % 256 < 3 || n % 256 > 252 ? 1u : 50u)
+        for (int kind = 0; kind < 3; kind++) test_pack(q, isa, n, kind);
+    for (int q4 = 0; q4 < 2; q4++)
+        for (size_t nb = 0; nb <= 13; nb++)
+            for (size_t nt = 0; nt <= 9; nt++)
+                for (size_t ng = 1; ng <= MAX_G; ng++) test_mmq(q, isa, q4, ng, nb, nt, 0);
+    for (int extreme = 1; extreme <= 2; extreme++)
+        for (size_t nt = 1; nt <= 4; nt++)
+            for (int q4 = 0; q4 < 2; q4++) test_mmq(q, isa, q4, 1, 9, nt, extreme);
+    printf("%-10s integers: %ld same, %ld not\n", isa, test_passed - count, test_failed - before);
+}
+
 static void test_isa(const qs_kernels *q, const char *isa)
 {
     static const size_t ks[] = {255, 256, 257, 258, 510, 511, 512, 513, 514, 767, 768, 770, 2048};
@@ -348,6 +474,7 @@ static void test_portable(void)
     for (size_t n = 0; n <= 96; n += 16) test_dots(&QS_KERNELS_SCALAR, "scalar", 0, n, 3, 2, n);
     for (size_t n = 0; n <= 96; n += 16) test_axpy(&QS_KERNELS_SCALAR, "scalar", 0, n, 1);
     for (size_t n = 0; n <= 40; n++) test_elementwise(&QS_KERNELS_SCALAR, "scalar", n, 1);
+    test_integers(&QS_KERNELS_SCALAR, "scalar");
 }
 
 int main(void)
@@ -356,7 +483,7 @@ int main(void)
     test_portable();
 #if defined(QS_HAVE_AVX2)
     if (qs_isa_runs(QSAE_ISA_AVX2))
-        test_isa(&QS_KERNELS_AVX2, "avx2");
+        test_isa(&QS_KERNELS_AVX2, "avx2"), test_integers(&QS_KERNELS_AVX2, "avx2");
     else
         printf("avx2    not on this machine\n");
 #endif
@@ -365,9 +492,18 @@ int main(void)
         test_isa(&QS_KERNELS_AVX512, "avx512");
     else
         printf("avx512  not on this machine\n");
+    if (qs_isa_runs(QSAE_ISA_AVX512_VNNI))
+        test_integers(&QS_KERNELS_AVX512_VNNI, "avx512vnni");
+    else
+        printf("avx512vnni not on this machine\n");
 #endif
 #if defined(QS_HAVE_NEON)
     test_isa(&QS_KERNELS_NEON, "neon");
+    test_integers(&QS_KERNELS_NEON, "neon");
+    if (qs_isa_runs(QSAE_ISA_NEON_DOT))
+        test_integers(&QS_KERNELS_NEON_DOT, "neondot");
+    else
+        printf("neondot not on this machine\n");
 #endif
     check(qs_isa_runs(QSAE_ISA_SCALAR) == 1 && qs_isa_runs(QSAE_ISA_COUNT) == 0, "isa", "runs", 0, 0, 0, 0);
     return test_done("test_kernels");

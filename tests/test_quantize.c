@@ -258,9 +258,15 @@ static void ggml_q8_0(const float *x, float *y)
 {
     double most = 0;
     for (int i = 0; i < 32; i++)
-        most = fmax(most, fabs((double)x[i]));
+        most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
     for (int i = 0; i < 32; i++)
         y[i] = most > 0 ? (float)(rint(x[i] / (most / 127)) * (most / 127)) : 0;
+}
+
+static double nearest_q4_0(double x)
+{
+    double q = floor(x + 8.5);
+    return q > 15 ? 15 : q;
 }
 
 static void ggml_q4_0(const float *x, float *y)
@@ -270,7 +276,7 @@ static void ggml_q4_0(const float *x, float *y)
         top = fabsf(x[i]) > fabsf(x[top]) ? i : top;
     double d = (double)x[top] / -8;
     for (int i = 0; i < 32; i++)
-        y[i] = x[top] != 0 ? (float)((fmin(floor(x[i] / d + 8.5), 15) - 8) * d) : 0;
+        y[i] = x[top] != 0 ? (float)((nearest_q4_0(x[i] / d) - 8) * d) : 0;
 }
 
 static void compare(int kind)
