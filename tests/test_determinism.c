@@ -193,6 +193,10 @@ int main(void)
         {{2, 33, 6, 1, 8, 300, 64, 1, QSAE_TYPE_BF16}, 75, 0x3044132a8416bcd2u},
         {{1, 272, 8, 8, 34, 40, 33, 1, 0}, 75, 0xaf44ac3ea192f401u},
         {{3, 16, 2, 2, 16, 17, 200, 0, QSAE_TYPE_BF16}, 75, 0x125539083fa6a3c7u},
+        {{2, 24, 4, 2, 10, 50, 101, 0, QSAE_TYPE_Q8}, 75, 0x76dc21557eaf30bfu},
+        {{2, 272, 6, 1, 8, 530, 33, 1, QSAE_TYPE_Q8}, 75, 0xafab93e4fcd8284fu},
+        {{2, 272, 4, 2, 10, 50, 101, 0, QSAE_TYPE_Q4}, 75, 0x2874c6340fcec403u},
+        {{2, 33, 6, 1, 8, 530, 64, 1, QSAE_TYPE_Q4}, 75, 0xa0a5f0fb6fc77807u},
     };
     for (size_t i = 0; i < sizeof list / sizeof *list; i++) {
         N_TOKENS = list[i].n_tokens;

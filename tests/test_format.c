@@ -12,6 +12,8 @@
 /* Small on purpose: every byte of these is changed in several ways. */
 static const tiny_shape SMALL = {1, 4, 2, 1, 2, 3, 5, 0, 0};
 static const tiny_shape SMALL_TIED = {2, 3, 1, 1, 2, 2, 4, 1, QSAE_TYPE_BF16};
+static const tiny_shape SMALL_Q8 = {1, 2, 1, 1, 2, 257, 3, 1, QSAE_TYPE_Q8}; /* two groups in down */
+static const tiny_shape SMALL_Q4 = {1, 34, 1, 1, 2, 3, 17, 1, QSAE_TYPE_Q4}; /* two 32s, two panels */
 static const tiny_sae SMALL_SAE = {QSAE_RESID_POST, 0, QSAE_RESID_POST, 0, 4, 4, 6, 0, QSAE_ACT_JUMPRELU,
                                    QSAE_NORM_NONE, 0, 0, 0};
 static const tiny_sae SMALL_SUITE = {QSAE_MLP_INPUT, 0, QSAE_MLP_OUT, 0, 4, 4, 5, 2, QSAE_ACT_TOPK,
@@ -592,6 +594,65 @@ static void check_model_values(const subject *s, const subject *bf16)
     check_values(bf16, h16, sizeof h16 / sizeof *h16);
 }
 
+/* One byte of a quantized tensor changed: of its first superblock, or (last) of the last. */
+static void check_quantized(const subject *s, uint32_t type)
+{
+    static const struct {
+        const char *what;
+        uint32_t type, role;
+        int last;
+        size_t at;
+        uint8_t to;
+        const char *text; /* NULL: allowed */
+    } list[] = {
+        {"a weight -128", QSAE_TYPE_Q8, QSAE_ROLE_EMBED, 0, 4, 0x80, "tensor embed (group 0): rows 0.., columns 0..: a weight is -128"},
+        {"a weight -127", QSAE_TYPE_Q8, QSAE_ROLE_EMBED, 0, 4, 0x81, NULL},
+        {"padding row", QSAE_TYPE_Q8, QSAE_ROLE_EMBED, 0, 12, 1, "padding is not zero"},
+        {"padding column", QSAE_TYPE_Q8, QSAE_ROLE_EMBED, 0, 2, 1, "padding is not zero"},
+        {"padding column of a later group", QSAE_TYPE_Q8, QSAE_ROLE_DOWN, 1, 1, 1, "tensor down (group 1): rows 0.., columns 256..: padding"},
+        {"scale of a padding row", QSAE_TYPE_Q8, QSAE_ROLE_EMBED, 1, 4096 + 63, 1, "a scale is zero and its weights are not"},
+        {"negative scale", QSAE_TYPE_Q8, QSAE_ROLE_EMBED, 0, 4096 + 3, 0xbf, "a scale is negative or not finite"},
+        {"minus zero", QSAE_TYPE_Q8, QSAE_ROLE_EMBED, 0, 4096 + 63, 0x80, "a scale is negative or not finite"},
+        {"padding rows", QSAE_TYPE_Q4, QSAE_ROLE_EMBED, 1, 4, 0x89, "tensor embed (group 0): rows 16.., columns 0..: padding"},
+        {"padding columns", QSAE_TYPE_Q4, QSAE_ROLE_EMBED, 0, 31 * 64, 0x98, "padding is not zero"},
+        {"m of a padding row", QSAE_TYPE_Q4, QSAE_ROLE_EMBED, 1, 2048 + 4, 1, "a row of zeros has multipliers"},
+        {"scale of a padding row", QSAE_TYPE_Q4, QSAE_ROLE_EMBED, 1, 2112 + 7, 0x3f, "a scale is zero and its weights are not"},
+        {"negative scale", QSAE_TYPE_Q4, QSAE_ROLE_EMBED, 0, 2112 + 3, 0xbf, "a scale is negative or not finite"},
+        {"a weight", QSAE_TYPE_Q4, QSAE_ROLE_EMBED, 0, 0, 0xf0, NULL},
+    };
+    const size_t block = type == QSAE_TYPE_Q8 ? 4160 : 2176, scales = block - 64;
+    for (size_t i = 0; i < sizeof list / sizeof *list; i++) {
+        if (list[i].type != type) continue;
+        subject t = {tiny_copy(s->image, s->size), s->size, 0};
+        qsae_tensor_record *r = tiny_find(t.image, list[i].last && list[i].role == QSAE_ROLE_DOWN, list[i].role);
+        uint8_t *p = t.image + r->offset + (list[i].last ? r->size - block : 0);
+        p[list[i].at] = list[i].to;
+        tiny_rehash(t.image);
+        void *object;
+        qsae_error e;
+        if (list[i].text) refused(&t, 1, QSAE_E_FORMAT, list[i].text, list[i].what);
+        else if (CHECK(open_image(&t, 1, &object, &e) == QSAE_OK)) close_object(&t, object);
+        CHECK(open_image(&t, 0, &object, &e) == QSAE_OK); /* not looked at */
+        use(&t, object);
+        close_object(&t, object);
+        free(t.image);
+    }
+    /* scales that are no numbers, and one that takes the weights away */
+    static const uint32_t bad[] = {NAN32, INF32, 0xff800000u, 0, 0x80000000u};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        subject t = {tiny_copy(s->image, s->size), s->size, 0};
+        void *object;
+        qsae_error e;
+        memcpy(t.image + tiny_find(t.image, 0, QSAE_ROLE_EMBED)->offset + scales, &bad[i], 4);
+        tiny_rehash(t.image);
+        refused(&t, 1, QSAE_E_FORMAT, bad[i] ? "a scale is negative or not finite" : "a scale is zero", "bad scale");
+        CHECK(open_image(&t, 0, &object, &e) == QSAE_OK);
+        use(&t, object);
+        close_object(&t, object);
+        free(t.image);
+    }
+}
+
 static void check_sae_values(const subject *jump, const subject *gated)
 {
     static const value_case a[] = {
@@ -873,12 +934,14 @@ int main(int argc, char **argv)
     snprintf(folder, sizeof folder, "%s/tmp/format", build);
     (void)mkdir(folder, 0777);
     subject model = {NULL, 0, 0}, tied = {NULL, 0, 0}, jump = {NULL, 0, 1}, suite = {NULL, 0, 1};
-    subject gated = {NULL, 0, 1};
+    subject gated = {NULL, 0, 1}, q8 = {NULL, 0, 0}, q4 = {NULL, 0, 0};
     model.image = tiny_model(&SMALL, 1, &model.size);
     tied.image = tiny_model(&SMALL_TIED, 2, &tied.size);
     jump.image = tiny_sae_file(&SMALL_SAE, 3, &jump.size);
     suite.image = tiny_sae_file(&SMALL_SUITE, 4, &suite.size);
     gated.image = tiny_sae_file(&SMALL_GATED, 5, &gated.size);
+    q8.image = tiny_model(&SMALL_Q8, 1, &q8.size);
+    q4.image = tiny_model(&SMALL_Q4, 2, &q4.size);
     subject *all[] = {&model, &tied, &jump, &suite, &gated};
     for (size_t i = 0; i < 5; i++) {
         void *object;
@@ -905,6 +968,10 @@ int main(int argc, char **argv)
     check_meta(&suite, 5, 2);
     check_model_values(&model, &tied);
     check_sae_values(&jump, &gated);
+    check_rehashed(&q8);
+    check_rehashed(&q4);
+    check_quantized(&q8, QSAE_TYPE_Q8);
+    check_quantized(&q4, QSAE_TYPE_Q4);
     check_wild_rope(&model);
     check_magics();
     check_paths(&model);
@@ -917,6 +984,8 @@ int main(int argc, char **argv)
     check_tensor_bytes();
     check_hash();
     for (size_t i = 0; i < 5; i++) free(all[i]->image);
+    free(q8.image);
+    free(q4.image);
     remove(folder);
     return test_done("test_format");
 }
