@@ -17,6 +17,7 @@
 #include "tiny.h"
 
 static const tiny_shape SHAPE = {2, 24, 4, 2, 10, 50, 101, 0, 0};
+static const tiny_shape SHAPE_Q8 = {2, 24, 4, 2, 10, 300, 101, 0, QSAE_TYPE_Q8};
 static const tiny_shape WIDE = {2, 96, 8, 2, 32, 300, 900, 0, 0}; /* as many tensors, 20 times the bytes */
 static const tiny_sae SAE = {QSAE_RESID_POST, 1, QSAE_RESID_POST, 1, 24, 24, 60, 5, QSAE_ACT_TOPK,
     QSAE_NORM_LAYER, 0, 0, 3};
@@ -440,6 +441,10 @@ int main(int argc, char **argv)
     check_silent();
     check_tokenizer(build);
     check_pages(folder);
+    free(image);
+    image = tiny_model(&SHAPE_Q8, 1, &image_size);
+    check_ctx();
+    check_silent();
     remove(folder);
     free(image);
     free(sae_image);

@@ -1,5 +1,6 @@
 """A reader of .qsae files written from tools/FORMAT.md alone: every checksum, and every weight of the toy and of its
-SAE against the files that they were converted from. Ends with "N passed, N failed"."""
+SAE against the files that they were converted from; of the toy as q8 and q4, the rules of these types, and that each
+weight is the nearest one its scale allows. Ends with "N passed, N failed"."""
 import json
 import struct
 
@@ -16,10 +17,48 @@ CHECKS = tool.Checks()
 check = CHECKS.add
 
 
+def superblocks(kind, rows, cols, data):
+    """The parts of a Q8 or Q4 matrix: integers [np, kp], their multipliers [np, kp / 32] (Q8: ones), scales [np, kp / 256]."""
+    n, k = (rows + 15) // 16, (cols + 255) // 256
+    raw = np.frombuffer(data, np.uint8).reshape(n, k, -1)
+    lines = 64 if kind == 4 else 32
+    check(raw.shape[2] == (4160 if kind == 4 else 2176), "bytes of a superblock")
+    body = raw[:, :, :64 * lines].reshape(n, k, lines, 16, 4)
+    scale = raw[:, :, -64:].copy().view("<f4").transpose(0, 2, 1).reshape(16 * n, k)
+    if kind == 4:
+        q = body.view(np.int8).astype(np.int32)
+        m = np.ones((16 * n, 8 * k), np.int32)
+    else:
+        q = np.stack([body & 15, body >> 4], 3).astype(np.int32) - 8  # [n, k, line, half, row, 4]
+        q = q.transpose(0, 1, 2, 4, 3, 5).reshape(n, k, lines, 16, 8)
+        bits = raw[:, :, 2048:2112].copy().view("<u4")  # [n, k, row]
+        m = np.stack([bits >> (4 * g) & 15 for g in range(8)], -1).astype(np.int32) + 1
+        m = m.transpose(0, 2, 1, 3).reshape(16 * n, 8 * k)
+    return q.transpose(0, 3, 1, 2, 4).reshape(16 * n, 256 * k), m, scale
+
+
+def quantized(kind, rows, cols, data):
+    """The values of a Q8 or Q4 matrix; its rules are checked."""
+    q, m, scale = superblocks(kind, rows, cols, data)
+    groups = q.reshape(len(q), -1, 256)
+    check(np.isfinite(scale).all() and not np.signbit(scale).any(), "scales are finite and not negative")
+    check(((scale == 0) == (groups == 0).all(2)).all(), "a scale is 0 where its weights are")
+    check((q >= (-127 if kind == 4 else -8)).all() and (q <= (127 if kind == 4 else 7)).all(), "range of the integers")
+    check((q[rows:] == 0).all() and (q[:, cols:] == 0).all(), "padding")
+    check((m[(q.reshape(len(q), -1, 32) == 0).all(2)] == 1).all(), "multipliers of nothing are 1")
+    whole = (q * np.repeat(m, 32, 1)).astype(np.float32)
+    value = whole * np.repeat(scale, 256, 1)
+    check(value.dtype == np.float32 and np.isfinite(value).all(), "finite values")
+    return value[:rows, :cols]
+
+
 def matrix(kind, layout, rows, cols, data):
     """The logical [rows, cols] array of a tensor's bytes; None for BYTES."""
     if layout == 4:
         return None
+    if kind in (4, 5):
+        check(layout == 2, "Q8 and Q4 are BLOCK16")
+        return quantized(kind, rows, cols, data)
     if kind == 1:
         flat = np.frombuffer(data, "<f4")
     else:
@@ -78,6 +117,38 @@ def check_model(path, folder):
     same(t[0, 4], np.array([freq], np.float32), "rope")
 
 
+def nearest(kind, a, b, what):
+    """The values a stand for the weights b as well as the type allows."""
+    if a.shape != b.shape or a.shape[0] == 1:  # a vector is as it was
+        return same(a, b, what)
+    b64, err = b.astype(np.float64), np.abs(a.astype(np.float64) - b)
+    pad = -b.shape[1] % 256
+    groups = np.pad(b64, ((0, 0), (0, pad))).reshape(len(b), -1, 256)
+    if kind == "q8":  # absmax / 127 is the scale; half of it is the farthest
+        most = np.repeat(np.abs(groups).max(2) / 127 / 2, 256, 1)[:, :b.shape[1]]
+        check((err <= most * (1 + 1e-5)).all(), what)
+    else:  # no worse than steps that clip nothing
+        parts = np.pad(b64, ((0, 0), (0, pad))).reshape(len(b), -1, 8, 32)
+        step = np.maximum(parts.max(3) / 7, -parts.min(3) / 8)
+        bound = (32 * (step + step.max(2, keepdims=True) / 16) ** 2 / 4).sum(2)
+        error = (np.pad(err, ((0, 0), (0, pad))) ** 2).reshape(len(b), -1, 256).sum(2)
+        check((error <= bound * 1.001).all(), what)
+    return np.sqrt((err ** 2).mean() / (b64 ** 2).mean())
+
+
+def check_quantized(path, folder, kind):
+    _, _, t = read(path)
+    worst = []
+    with safe_open(folder / "model.safetensors", "pt") as f:
+        get = lambda name: np.atleast_2d(f.get_tensor(name).float().numpy())
+        worst.append(nearest(kind, t[0, 1], get("model.embed_tokens.weight"), f"{kind} embed"))
+        for (group, role), a in t.items():
+            if group:
+                name = f"model.layers.{group - 1}.{NAMES[role]}.weight"
+                worst.append(nearest(kind, a, get(name), f"{kind} {name}"))
+    print(f"{kind}: rms error of a matrix, as a share of its rms: up to {max(w for w in worst if w):.5f}")
+
+
 def check_sae(path, folder):
     kind, records, t = read(path)
     with safe_open(folder / "sae_weights.safetensors", "pt") as f:
@@ -101,6 +172,10 @@ def main():
         path = tool.BUILD / f"format_{source.name}.qsae"
         tool.run(args.qsae, "convert", source, "-o", path, "--force")
         check_one(path, source)
+    for kind in ("q8", "q4"):
+        path = tool.BUILD / f"format_{kind}.qsae"
+        tool.run(args.qsae, "convert", tool.TOY, "-o", path, "--force", "--type", kind)
+        check_quantized(path, tool.TOY, kind)
     CHECKS.done()
 
 
