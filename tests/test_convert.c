@@ -8,6 +8,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -16,6 +17,7 @@
 
 #include "../tools/cmd.h"
 #include "../tools/convert.h"
+#include "../tools/quantize.h"
 #include "../tools/safetensors.h"
 #include "../tools/tensors_impl.h"
 
@@ -493,6 +495,74 @@ static void test_types(void)
             "3.39618e+38 does not fit in bf16");
     o.type = 0;
     CHECK(accepted_model(&o, &info));
+}
+
+/* A matrix of the result is what quantize.h makes of the source's values. */
+static int same_quantized(const source *s, uint32_t group, uint32_t role, uint32_t type)
+{
+    const qsae_tensor_record *t = tensor_of(group, role);
+    uint64_t rows = s->shape[0], cols = s->shape[1], at = 0;
+    if (!t || t->type != type || t->rows != rows || t->cols != cols)
+        return 0;
+    int q8 = type == QSAE_TYPE_Q8, same = 1;
+    size_t size = q8 ? QUANTIZE_Q8_BYTES : QUANTIZE_Q4_BYTES;
+    float panel[QUANTIZE_ROWS * QUANTIZE_COLS], *v = values_of(s);
+    unsigned char block[QUANTIZE_Q8_BYTES];
+    for (uint64_t row = 0; row < rows;
+         row += QUANTIZE_ROWS, at += size) { /* cols < 256 */
+        memset(panel, 0, sizeof panel);
+        for (uint64_t r = row; r < rows && r < row + QUANTIZE_ROWS; r++)
+            memcpy(panel + (r - row) * QUANTIZE_COLS, v + r * cols,
+                   (size_t)cols * sizeof *v);
+        (q8 ? quantize_q8 : quantize_q4)(panel, block);
+        same &= memcmp(block, result + t->offset + at, size) == 0;
+    }
+    free(v);
+    return same && at == t->size;
+}
+
+/* From every stored type: the matrices of `model` are BF16, F16 and F32. */
+static void test_quantized(void)
+{
+    qsae_model_info info;
+    convert_options o = plain_options();
+    source list[N_TENSORS];
+    memcpy(list, model, sizeof list);
+    for (uint32_t type = QSAE_TYPE_Q8; type <= QSAE_TYPE_Q4; type++) {
+        o.type = type;
+        write_model(list, N_TENSORS, config);
+        if (!accepted_model(&o, &info))
+            continue;
+        CHECK_STR(info.weight_type, type == QSAE_TYPE_Q8 ? "q8" : "q4");
+        CHECK(same_quantized(&list[EMBED], 0, QSAE_ROLE_EMBED, type));
+        CHECK(same_quantized(&list[HEAD], 0, QSAE_ROLE_LM_HEAD, type));
+        CHECK(same_tensor(&list[NORM], 0, QSAE_ROLE_FINAL_NORM, QSAE_TYPE_F32));
+        for (uint32_t i = 0; i < 22; i++) {
+            const source *s = &list[LAYER0 + i];
+            uint32_t role = parts[i % 11].role, group = 1 + i / 11;
+            if (!CHECK(s->rank == 2 ? same_quantized(s, group, role, type)
+                                    : same_tensor(s, group, role, QSAE_TYPE_F32)))
+                fprintf(stderr, "    %s\n", s->name);
+        }
+        const qsae_tensor_record *t = tensor_of(0, QSAE_ROLE_META);
+        const char *note = type == QSAE_TYPE_Q8 ? "\nweights=all quantized to q8: "
+                                                : "\nweights=all quantized to q4: ";
+        if (CHECK(t != NULL)) {
+            char *text = calloc(1, (size_t)t->cols + 1);
+            memcpy(text, result + t->offset, (size_t)t->cols);
+            CHECK(strstr(text, note) != NULL);
+            free(text);
+        }
+        list[LAYER0 + 2].odd_at = 47; /* k_proj, F32 */
+        list[LAYER0 + 2].odd = NAN;
+        write_model(list, N_TENSORS, config);
+        refused(&o, 0,
+                "tensor model.layers.0.self_attn.k_proj.weight: element [2, 7] is NaN");
+        list[LAYER0 + 2].odd = FLT_MAX; /* fits, whatever it does to its row */
+        write_model(list, N_TENSORS, config);
+        CHECK(accepted_model(&o, &info));
+        list[LAYER0 + 2].odd_at = -1;
+    }
 }
 
 /* config.json with one thing changed, and the message. */
@@ -1591,7 +1661,9 @@ static void test_command(void)
     CHECK(run_command(src, "--force", NULL, NULL) == CMD_OK);
     CHECK(run_command(NULL, NULL, NULL, NULL) == CMD_USAGE && says("which folder?"));
     CHECK(run_command(src, "--type", "f16", NULL) == CMD_USAGE &&
-          says("'f16' is not f32 or bf16"));
+          says("'f16' is not f32, bf16, q8 or q4"));
+    CHECK(run_command(src, "--type", "q8", NULL) == CMD_OK && said[0] == 0);
+    CHECK(run_command(src, "--type", "q4", NULL) == CMD_OK && said[0] == 0);
     CHECK(run_command(src, "--head", "none", NULL) == CMD_USAGE &&
           says("'none' is not tied or stored"));
     CHECK(run_command(src, "--site", "nowhere", NULL) == CMD_USAGE &&
@@ -1618,6 +1690,11 @@ static void test_command(void)
     write_sae(sae, text);
     CHECK(run_command(src, "--head", "tied", NULL) == CMD_FAILED &&
           says("is an SAE; --head"));
+    CHECK(run_command(src, "--type", "q8", NULL) == CMD_FAILED &&
+          says("is an SAE; --type q8 and q4 are for models"));
+    CHECK(run_command(src, "--type", "q4", NULL) == CMD_FAILED &&
+          says("is an SAE; --type q8 and q4 are for models"));
+    CHECK(run_command(src, "--type", "bf16", NULL) == CMD_OK);
     CHECK(run_command(src, "--name", "mine", NULL) == CMD_OK);
     /* output over an input: the input is a file that is not a .qsae file; with --force
        it is the user's will, and even then the result is whole, because the source
@@ -1723,6 +1800,7 @@ int main(int argc, char **argv)
     make_model();
     test_model();
     test_types();
+    test_quantized();
     test_configs();
     test_end_tokens();
     test_tensors();
