@@ -73,8 +73,9 @@ def matrix(kind, layout, rows, cols, data):
     return wide.reshape(blocks * 16, -1)[:rows, :cols]
 
 
-def read(path):
-    """(records, {(group, role): array or bytes}) of a .qsae file, its structure checked."""
+def read(path, parts=None):
+    """(kind, records, {(group, role): array or bytes}) of a .qsae file, its structure checked. parts receives what
+    superblocks() says of each Q8 and Q4 matrix."""
     b = path.read_bytes()
     magic, version, endian, size, kind, n_records, n_tensors, z0, index, z1, digest = struct.unpack_from("<8sIIQIIIIQQQ", b)
     check(magic == b"QSAE\r\n\x1a\n" and (version, endian, z0, z1) == (1, 0x01020304, 0, 0), "header")
@@ -89,6 +90,8 @@ def read(path):
         check(offset == at and length % 64 == 0 and zero == 0 and before < (group, role), f"entry {i}")
         check(xxhash.xxh64(data).intdigest() == digest, f"checksum of {group}, {role}")
         tensors[group, role] = data[:cols] if layout == 4 else matrix(t, layout, rows, cols, data)
+        if parts is not None and t in (4, 5):
+            parts[group, role] = superblocks(t, rows, cols, data)
         at, before = offset + length, (group, role)
     check(at == size, "end")
     return kind, records, tensors

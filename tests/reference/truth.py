@@ -81,8 +81,24 @@ class Exact:
         """a [..., m, k] times b [..., k, n]"""
         return a @ b
 
+    def linear(self, x, w):
+        return self.mm(x, w.to(self.dtype).T)
+
     def mean(self, x):
         return x.mean(-1, keepdim=True)
+
+
+class Integer(Exact):
+    """float64, but what goes into a matrix are integers of 16 bits with a scale for 256 of them, as the
+    library takes it with q8 and q4 weights."""
+
+    def linear(self, x, w):
+        pad = -x.shape[-1] % 256
+        g = torch.nn.functional.pad(x, (0, pad)).reshape(len(x), -1, 256)
+        most = g.abs().amax(-1, keepdim=True)
+        step = torch.where(most > 0, most / 32639, torch.ones_like(most))
+        x = (torch.round(g / step) * step).reshape(len(x), -1)[:, :x.shape[-1]]
+        return super().linear(x, w)
 
 
 class Permuted(Exact):
@@ -140,7 +156,7 @@ def evaluate(w, cfg, ids, how=None):
     n = len(ids)
 
     def linear(x, name):
-        return how.mm(x, w[name + ".weight"].to(t).T)
+        return how.linear(x, w[name + ".weight"])
 
     def rms(x, name):
         return x / torch.sqrt(how.mean(x * x) + eps) * w[name + ".weight"].to(t)
