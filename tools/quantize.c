@@ -94,19 +94,24 @@ typedef struct row_q4 {
     double error; /* sum of squares */
 } row_q4;
 
-/* The squared error of 32 numbers as multiples of step. Four sums, so that the compiler
- * can use vectors without changing the order of any. */
+/* The squared error of 32 numbers as multiples of step. In loops that a compiler makes
+ * vectors of: the four sums fix the order. */
 static double error_of(const double *x, double step)
 {
-    double sum[4] = {0, 0, 0, 0}, by = 1 / step;
+    double e[PART], by = 1 / step;
+    for (size_t k = 0; k < PART; k++) {
+        double q = x[k] * by;
+        q = nearest(q);
+        /* to -8..7: exact, and without a branch */
+        q = 0.5 * (fabs(q + 8) - fabs(q - 7) - 1);
+        q *= step;
+        e[k] = x[k] - q;
+        e[k] *= e[k];
+    }
+    double sum[4] = {0, 0, 0, 0};
     for (size_t k = 0; k < PART; k += 4)
-        for (size_t j = 0; j < 4; j++) {
-            double q = nearest(clamp(x[k + j] * by, -8, 7));
-            double back = q * step;
-            double e = x[k + j] - back;
-            e *= e;
-            sum[j] += e;
-        }
+        for (size_t j = 0; j < 4; j++)
+            sum[j] += e[k + j];
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
