@@ -7,7 +7,7 @@ becomes 16-bit integers with a scale for 256 of them. A float64 evaluation that 
 changes; the library may change as much:
     the rms of a tensor's error at most 1.2 times (2 with massive activations), its largest error at most 3 times what Integer's is (or a float32 evaluation's,
     if that is more), both against the float64 truth;
-    in models without massive activations also at most BOUND of the rms from Hugging Face.
+    in the first layer of models without massive activations also at most BOUND of the rms from Hugging Face.
 Two things are exact: the embedding is the rows of the file, and attn_out follows from the attn_z that was captured with it.
 """
 import time
@@ -17,7 +17,7 @@ import numpy as np, torch
 import format, models, tool, truth
 from tool import BUILD, SITES, capture, convert
 
-BOUND = 5e-3
+BOUND = 2e-3
 
 
 def checkpoint(file, source, folder):
@@ -88,7 +88,8 @@ def one(checks, qsae, name, source, ids, kind, massive):
         ratio = rms(a - x) / own if own else float(a.tobytes() != x.astype(np.float32).tobytes()) * 9
         checks.add(a.dtype == np.float32 and e <= 3 * most, f"{label}: {key}: {e:.2e} from the truth, Integer {most:.2e}")
         checks.add(ratio <= (2 if massive else 1.2), f"{label}: {key}: {ratio:.2f} times the rms error of Integer")
-        checks.add(massive or e_hf <= BOUND, f"{label}: {key}: {e_hf:.2e} from Hugging Face")
+        first = key.startswith("layers.0.")  # later layers multiply what the ones before them did
+        checks.add(massive or not first or e_hf <= BOUND, f"{label}: {key}: {e_hf:.2e} from Hugging Face")
         site = key.split(".")[-1]
         if site not in worst or not ratio <= worst[site][0]:
             worst[site] = (ratio, e_hf, most, truth.error(f32[key], x))
