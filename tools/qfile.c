@@ -309,24 +309,53 @@ static int is_quantized(uint32_t type)
     return type == QSAE_TYPE_Q8 || type == QSAE_TYPE_Q4;
 }
 
-/* The tile as superblocks: 16 rows after 16 rows, of them 256 columns after 256. */
-static int write_quantized(qfile *q, const qfile_part *p, char *err, size_t cap)
+/* Superblocks of 16 rows. */
+static uint64_t superblocks(uint64_t cols)
+{
+    return (cols + QUANTIZE_COLS - 1) / QUANTIZE_COLS;
+}
+
+/* 16 rows each, quantized at once: about a MiB of superblocks. */
+static uint64_t panels_packed(uint64_t cols)
+{
+    uint64_t n = 256 / superblocks(cols);
+    return n < 1 ? 1 : n;
+}
+
+/* Superblock `at` of the tile's, its numbers from row `row` on. */
+static void quantize_at(const qfile *q, const qfile_part *p, uint64_t row, uint64_t at)
 {
     int q8 = q->dir[q->at].type == QSAE_TYPE_Q8;
+    uint64_t groups = superblocks(p->n_cols), col = at % groups * QUANTIZE_COLS;
+    uint64_t left = p->n_cols - col;
+    size_t n = left < QUANTIZE_COLS ? (size_t)left : QUANTIZE_COLS;
     float panel[QUANTIZE_ROWS * QUANTIZE_COLS];
-    unsigned char block[QUANTIZE_Q8_BYTES];
-    for (uint64_t row = 0; row < p->n_rows; row += QUANTIZE_ROWS) {
-        for (uint64_t col = 0; col < p->n_cols; col += QUANTIZE_COLS) {
-            uint64_t left = p->n_cols - col;
-            size_t n = left < QUANTIZE_COLS ? (size_t)left : QUANTIZE_COLS;
-            memset(panel, 0, sizeof panel);
-            for (size_t r = 0; r < QUANTIZE_ROWS && row + r < p->n_rows; r++)
-                memcpy(panel + r * QUANTIZE_COLS,
-                       q->tile + (row + r) * p->n_cols + col, n * sizeof *panel);
-            (q8 ? quantize_q8 : quantize_q4)(panel, block);
-            if (emit(q, block, q8 ? QUANTIZE_Q8_BYTES : QUANTIZE_Q4_BYTES, err, cap))
-                return -1;
-        }
+    memset(panel, 0, sizeof panel);
+    row += at / groups * QUANTIZE_ROWS;
+    for (size_t r = 0; r < QUANTIZE_ROWS && row + r < p->n_rows; r++)
+        memcpy(panel + r * QUANTIZE_COLS, q->tile + (row + r) * p->n_cols + col,
+               n * sizeof *panel);
+    size_t size = q8 ? QUANTIZE_Q8_BYTES : QUANTIZE_Q4_BYTES;
+    (q8 ? quantize_q8 : quantize_q4)(panel, q->packed + at * size);
+}
+
+/* The tile as superblocks: 16 rows after 16 rows, of them 256 columns after 256. The
+ * search of q4 takes long, so threads share the superblocks; no byte depends on them. */
+static int write_quantized(qfile *q, const qfile_part *p, char *err, size_t cap)
+{
+    size_t size =
+        q->dir[q->at].type == QSAE_TYPE_Q8 ? QUANTIZE_Q8_BYTES : QUANTIZE_Q4_BYTES;
+    uint64_t groups = superblocks(p->n_cols), step = panels_packed(p->n_cols) * 16;
+    for (uint64_t row = 0; row < p->n_rows; row += step) {
+        uint64_t rows = p->n_rows - row < step ? p->n_rows - row : step;
+        int64_t n = (int64_t)((rows + 15) / 16 * groups);
+#ifdef _OPENMP
+#pragma omp parallel for schedule(dynamic)
+#endif
+        for (int64_t i = 0; i < n; i++)
+            quantize_at(q, p, row, (uint64_t)i);
+        if (emit(q, q->packed, (size_t)n * size, err, cap))
+            return -1;
     }
     return 0;
 }
@@ -405,7 +434,10 @@ static int make_room(qfile *q, const qsae_tensor_record *t, uint64_t rows, char 
     free(q->packed);
     q->packed = NULL;
     q->tile = malloc((size_t)(rows * t->cols) * sizeof *q->tile);
-    q->packed = malloc((size_t)(packed * kp) * 4);
+    uint64_t size = packed * kp * 4;
+    if (is_quantized(t->type))
+        size = panels_packed(t->cols) * superblocks(t->cols) * QUANTIZE_Q8_BYTES;
+    q->packed = malloc((size_t)size);
     return q->tile && q->packed ? 0 : err_set(err, cap, "out of memory");
 }
 
@@ -421,9 +453,9 @@ int qfile_matrix(qfile *q, qfile_fill fill, void *user, char *err, size_t cap)
         qfile_part p = {row, t->rows - row < step ? t->rows - row : step, 0, t->cols};
         if (fill(user, &p, q->tile, err, cap) || check_tile(t, &p, q->tile, err, cap))
             return -1;
-        if (is_quantized(t->type)                 ? write_quantized(q, &p, err, cap)
+        if (is_quantized(t->type)              ? write_quantized(q, &p, err, cap)
             : t->layout == QSAE_LAYOUT_BLOCK16 ? write_block16(q, &p, err, cap)
-                                                : write_rows(q, &p, err, cap))
+                                               : write_rows(q, &p, err, cap))
             return -1;
     }
     return tensor_end(q, err, cap);
