@@ -235,6 +235,8 @@ int tensors_add_meta(tensor_file *f, const char *key, size_t key_len, const char
     if (memchr(key, 0, key_len) || memchr(value, 0, value_len))
         return err_set(err, cap, "metadata %s: a NUL in the key or the value",
                        name_n(key, key_len).text);
+    if (f->n_meta == TENSOR_MAX)
+        return err_set(err, cap, "more than %u values beside the tensors", TENSOR_MAX);
     tensor_meta *list = grow(f->meta, f->n_meta, &f->meta_room, sizeof *list);
     if (!list)
         return err_set(err, cap, "out of memory");
