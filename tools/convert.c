@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "args.h"
+#include "check.h"
 #include "cmd.h"
 #include "text.h"
 
@@ -45,7 +46,10 @@ static const char usage[] =
     "      --site SITE --layer N          what it reads: resid_pre, attn_z, attn_out,\n"
     "                                     resid_mid, mlp_input, mlp_out, resid_post\n"
     "      --site-out SITE --layer-out N  what it writes (transcoders)\n"
-    "      --norm-scale X    inputs were multiplied by X (expected_average_only_in)\n";
+    "      --norm-scale X    inputs were multiplied by X (expected_average_only_in)\n"
+    "      --check MODEL.qsae             then run a short text through this model and\n"
+    "                                     say what the SAE makes of it\n"
+    "      --check-text FILE              that text\n";
 
 /* ---- files ---- */
 
@@ -246,7 +250,9 @@ enum {
     OPT_LAYER,
     OPT_SITE_OUT,
     OPT_LAYER_OUT,
-    OPT_NORM_SCALE
+    OPT_NORM_SCALE,
+    OPT_CHECK,
+    OPT_CHECK_TEXT
 };
 
 static const args_option options[] = {
@@ -263,6 +269,8 @@ static const args_option options[] = {
     {"site-out", 0, OPT_SITE_OUT, ARGS_VALUE},
     {"layer-out", 0, OPT_LAYER_OUT, ARGS_VALUE},
     {"norm-scale", 0, OPT_NORM_SCALE, ARGS_VALUE},
+    {"check", 0, OPT_CHECK, ARGS_VALUE},
+    {"check-text", 0, OPT_CHECK_TEXT, ARGS_VALUE},
     {NULL, 0, 0, 0},
 };
 
@@ -331,6 +339,8 @@ static int take(convert_options *o, int *force, const args *a, int id)
         status = take_layer("--layer-out", a->value, &o->layer_out);
         break;
     case OPT_NORM_SCALE: status = take_scale(a->value, &o->norm_scale); break;
+    case OPT_CHECK: o->check_model = a->value; break;
+    case OPT_CHECK_TEXT: o->check_text = a->value; break;
     case OPT_IGNORE:
         if (o->n_ignore == CONVERT_MAX_IGNORE)
             return complain(CMD_USAGE, "--ignore-key: at most %d times",
@@ -420,9 +430,10 @@ static int convert_folders(const char *const *dirs, int n, const convert_options
         return -1;
     int sae_option = o->site >= 0 || o->layer >= 0 || o->site_out >= 0 ||
                      o->layer_out >= 0 || o->norm_scale > 0;
-    if (kind != 1 && sae_option)
+    if (kind != 1 && (sae_option || o->check))
         return err_set(err, cap,
-                       "%s is a model; --site, --layer and --norm-scale are for SAEs",
+                       "%s is a model; --site, --layer, --norm-scale and --check are for "
+                       "SAEs",
                        name_z(dirs[0]).text);
     if (kind == 1 && (o->head || o->no_tokenizer || o->assume_chat))
         return err_set(
@@ -468,10 +479,17 @@ int cmd_convert(int argc, char **argv)
     if (status == CMD_OK && (n == 0 || !o.out))
         status = complain(CMD_USAGE, "convert: %s (see: qsae convert --help)",
                           n == 0 ? "which folder?" : "-o FILE is missing");
+    if (status == CMD_OK && o.check_text && !o.check_model)
+        status = complain(CMD_USAGE, "--check-text needs --check MODEL.qsae");
     if (status == CMD_OK)
         status = may_replace(o.out, force);
+    if (status == CMD_OK && o.check_model)
+        status = check_open(o.check_model, o.check_text, &o.check);
     if (status == CMD_OK && convert_folders(dirs, n, &o, err, sizeof err))
         status = complain(CMD_FAILED, "%s", err);
+    if (status == CMD_OK && o.check)
+        status = check_run(o.check, o.out);
+    check_close(o.check);
     free(dirs);
     return status == CMD_OK ? finish_stdout() : status;
 }

@@ -34,6 +34,8 @@ typedef struct convert_options {
     const char
         *ignore[CONVERT_MAX_IGNORE]; /* config keys that the user says do not matter */
     int n_ignore;
+    const char *check_model, *check_text; /* --check, --check-text */
+    struct sae_check *check; /* NULL: none. Whether an SAE fits its model (check.h) */
 } convert_options;
 
 /* A file with the tokenizer alone, from a folder without weights. */
