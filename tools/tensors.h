@@ -11,6 +11,8 @@
  * it mapped. The file must not change while it is open: what is then read is refused or
  * is what the file holds, never an access outside it.
  *
+ * One thread at a time uses a file.
+ *
  * Functions return 0, or -1 with err set, unless they say otherwise. */
 
 #ifndef QSAE_TOOLS_TENSORS_H
@@ -95,6 +97,7 @@ typedef struct tensor_shape_text {
     char text[200];
 } tensor_shape_text;
 tensor_shape_text tensor_shape(const tensor *t);
+tensor_shape_text tensor_shape_of(uint32_t rank, const uint64_t *shape);
 
 /* 1 for F16, BF16, F32, F64, Q8_0, Q4_0: what tensor_f32 and tensor_f64 read. */
 int tensor_is_float(const tensor *t);
