@@ -27,11 +27,11 @@ static const char usage[] =
     "usage: qsae convert FOLDER... -o FILE.qsae [options]\n"
     "\n"
     "FOLDER is a Qwen3 checkpoint as Hugging Face saves it (config.json,\n"
-    "*.safetensors, tokenizer.json), or a SAELens SAE (cfg.json,\n"
-    "sae_weights.safetensors). Several SAE folders become one suite. Weights keep\n"
-    "their stored values: bf16 stays bf16, f16 and f32 become f32. A folder with\n"
-    "tokenizer.json and neither configuration nor weights becomes a file that holds\n"
-    "the tokenizer alone.\n"
+    "*.safetensors, tokenizer.json), a GGUF file of one (F32, F16, BF16, Q8_0,\n"
+    "Q4_0), or a SAELens SAE (cfg.json, sae_weights.safetensors). Several SAE\n"
+    "folders become one suite. Weights keep their stored values: bf16 stays bf16,\n"
+    "all else becomes f32. A folder with tokenizer.json and neither configuration\n"
+    "nor weights becomes a file that holds the tokenizer alone.\n"
     "\n"
     "  -o, --out FILE        the file to write; it appears whole or not at all\n"
     "      --type f32|bf16   every matrix in this type (bf16 rounds to nearest even)\n"
@@ -163,6 +163,8 @@ int convert_name(const char *dir, const convert_options *o, char *out, size_t ro
     if (*base == 0)
         base = "unnamed";
     size_t n = strlen(base);
+    if (n > 5 && strcmp(base + n - 5, ".gguf") == 0)
+        n -= 5;
     if (n >= room)
         for (n = room - 1; n > 0 && ((unsigned char)base[n] & 0xC0) == 0x80;)
             n--;
@@ -348,18 +350,32 @@ static int only_tokenizer(const char *dir)
     return convert_exists(dir, "tokenizer.json");
 }
 
-/* 2: a tokenizer alone, 1: SAELens, 0: checkpoint, -1: none of them */
+/* A file that begins as GGUF does. */
+static int is_gguf(const char *path)
+{
+    char magic[4] = {0};
+    struct stat st;
+    FILE *f = stat(path, &st) == 0 && S_ISREG(st.st_mode) ? fopen(path, "rb") : NULL;
+    size_t n = f ? fread(magic, 1, 4, f) : 0;
+    if (f)
+        fclose(f);
+    return n == 4 && memcmp(magic, "GGUF", 4) == 0;
+}
+
+/* 3: a GGUF file, 2: a tokenizer alone, 1: SAELens, 0: checkpoint, -1: none of them */
 static int folder_kind(const char *dir, char *err, size_t cap)
 {
     struct stat st;
     safe_name shown = name_z(dir);
     if (stat(dir, &st))
         return err_set(err, cap, "%s: %s", shown.text, strerror(errno));
+    if (is_gguf(dir))
+        return 3;
     if (!S_ISDIR(st.st_mode))
         return err_set(
             err, cap,
             "%s: not a folder; convert takes the folder that holds config.json or "
-            "cfg.json",
+            "cfg.json, or a GGUF file",
             shown.text);
     int model = convert_exists(dir, "config.json"),
         sae = convert_exists(dir, "cfg.json");
@@ -384,7 +400,7 @@ static int convert_folders(const char *const *dirs, int n, const convert_options
     int kind = folder_kind(dirs[0], err, cap);
     for (int i = 1; i < n && kind >= 0; i++) {
         int other = folder_kind(dirs[i], err, cap);
-        if (other == 0 || other == 2 || (other > 0 && kind != 1))
+        if (other >= 0 && (other != 1 || kind != 1))
             return err_set(
                 err, cap,
                 "several folders make a suite of SAEs; a model goes into a file of "
@@ -415,6 +431,8 @@ static int convert_folders(const char *const *dirs, int n, const convert_options
     if (n > 1 && (o->name || sae_option))
         return err_set(err, cap,
                        "--name, --site, --layer and --norm-scale go with one folder");
+    if (kind == 3)
+        return convert_gguf(dirs[0], o, err, cap);
     if (kind == 2)
         return convert_tokenizer(dirs[0], o, err, cap);
     return kind == 1 ? convert_sae(dirs, n, o, err, cap)
