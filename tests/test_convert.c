@@ -90,13 +90,30 @@ typedef struct source {
     int skip;         /* not written */
 } source;
 
-#define MATRIX(name, dtype, rows, cols) {name, dtype, 2, {rows, cols}, NULL, -1, 0, 0}
-#define VECTOR(name, dtype, n)          {name, dtype, 1, {n, 0}, NULL, -1, 0, 0}
-#define NUMBER(name, dtype, x)          {name, dtype, 0, {0, 0}, NULL, 0, x, 0}
-#define ODD_MATRIX(name, dtype, rows, cols, at, x) \
-    {name, dtype, 2, {rows, cols}, NULL, at, x, 0}
-#define ODD_VECTOR(name, dtype, n, at, x) {name, dtype, 1, {n, 0}, NULL, at, x, 0}
-#define GONE(name)                        {name, TENSOR_F32, 1, {1, 0}, NULL, -1, 0, 1}
+#define MATRIX(name, dtype, rows, cols)              \
+    {                                                \
+        name, dtype, 2, {rows, cols}, NULL, -1, 0, 0 \
+    }
+#define VECTOR(name, dtype, n)                 \
+    {                                          \
+        name, dtype, 1, {n, 0}, NULL, -1, 0, 0 \
+    }
+#define NUMBER(name, dtype, x)                \
+    {                                         \
+        name, dtype, 0, {0, 0}, NULL, 0, x, 0 \
+    }
+#define ODD_MATRIX(name, dtype, rows, cols, at, x)   \
+    {                                                \
+        name, dtype, 2, {rows, cols}, NULL, at, x, 0 \
+    }
+#define ODD_VECTOR(name, dtype, n, at, x)      \
+    {                                          \
+        name, dtype, 1, {n, 0}, NULL, at, x, 0 \
+    }
+#define GONE(name)                                  \
+    {                                               \
+        name, TENSOR_F32, 1, {1, 0}, NULL, -1, 0, 1 \
+    }
 
 static uint32_t random_state;
 
@@ -184,7 +201,7 @@ static void write_tensors(const source *list, size_t n, const char *file)
         float *v = values_of(&list[i]);
         unsigned char *bytes = calloc((size_t)elements(&list[i]) + 1, 8);
         size_t size = tensor_type_bytes(list[i].type) < 2 ? (size_t)elements(&list[i])
-                                                       : encode(&list[i], v, bytes);
+                                                          : encode(&list[i], v, bytes);
         bad = st_writer_data(w, bytes, size, err, sizeof err);
         free(bytes);
         free(v);
@@ -685,7 +702,8 @@ static void test_tensors(void)
     } rows[] = {
         {LAYER1 + 4, GONE("model.layers.1.self_attn.q_norm.weight"),
          "tensor model.layers.1.self_attn.q_norm.weight is missing"},
-        {LAYER0 + 1, MATRIX("model.layers.0.self_attn.q_proj.weight", TENSOR_BF16, 20, 24),
+        {LAYER0 + 1,
+         MATRIX("model.layers.0.self_attn.q_proj.weight", TENSOR_BF16, 20, 24),
          "has shape [20, 24], config.json implies [24, 20] (num_attention_heads x "
          "head_dim, hidden_size)"},
         {LAYER0 + 1, VECTOR("model.layers.0.self_attn.q_proj.weight", TENSOR_BF16, 480),
@@ -695,7 +713,8 @@ static void test_tensors(void)
         {LAYER0 + 1,
          MATRIX("model.layers.0.self_attn.q_proj.weight", TENSOR_F8_E4M3, 24, 20),
          "q_proj.weight is F8_E4M3; F32, BF16 and F16"},
-        {LAYER0 + 1, MATRIX("model.layers.0.self_attn.q_proj.weight", TENSOR_F64, 24, 20),
+        {LAYER0 + 1,
+         MATRIX("model.layers.0.self_attn.q_proj.weight", TENSOR_F64, 24, 20),
          "q_proj.weight is F64"},
         {LAYER0 + 8,
          ODD_MATRIX("model.layers.0.mlp.gate_proj.weight", TENSOR_BF16, 35, 20, 345,
@@ -703,7 +722,8 @@ static void test_tensors(void)
          "tensor model.layers.0.mlp.gate_proj.weight: element [17, 5] "
          "is NaN"},
         {EMBED,
-         ODD_MATRIX("model.embed_tokens.weight", TENSOR_F16, 33, 20, 659, (float)INFINITY),
+         ODD_MATRIX("model.embed_tokens.weight", TENSOR_F16, 33, 20, 659,
+                    (float)INFINITY),
          "tensor model.embed_tokens.weight: element [32, 19] is "
          "infinite"},
         {LAYER0,
@@ -712,11 +732,13 @@ static void test_tensors(void)
          "tensor model.layers.0.input_layernorm.weight: element [3] is infinite"},
         {N_TENSORS, VECTOR("model.layers.0.self_attn.q_proj.bias", TENSOR_BF16, 24),
          "q_proj.bias is not known: Qwen3 with biases"},
-        {N_TENSORS, VECTOR("model.layers.0.mlp.experts.0.up_proj.weight", TENSOR_BF16, 4),
+        {N_TENSORS,
+         VECTOR("model.layers.0.mlp.experts.0.up_proj.weight", TENSOR_BF16, 4),
          "mixtures of experts"},
         {N_TENSORS, VECTOR("model.layers.0.mlp.up_proj.weight_scale", TENSOR_F32, 4),
          "quantized checkpoints"},
-        {N_TENSORS, VECTOR("model.layers.0.self_attn.q_proj.lora_A.weight", TENSOR_F32, 4),
+        {N_TENSORS,
+         VECTOR("model.layers.0.self_attn.q_proj.lora_A.weight", TENSOR_F32, 4),
          "an adapter"},
         {N_TENSORS, VECTOR("model.layers.2.mlp.up_proj.weight", TENSOR_F32, 4),
          "is not known: a dense Qwen3"},
@@ -1292,7 +1314,8 @@ static void test_sae_tensors(void)
         {"skip_transcoder", SKIPPED, GONE("W_skip"), "tensor W_skip is missing"},
         {"skip_transcoder", SKIPPED, MATRIX("W_skip", TENSOR_F32, I, O),
          "tensor W_skip has shape [5, 7], cfg.json implies [7, 5]"},
-        {"skip_transcoder", SKIPPED, ODD_MATRIX("W_skip", TENSOR_F32, O, I, 6, (float)NAN),
+        {"skip_transcoder", SKIPPED,
+         ODD_MATRIX("W_skip", TENSOR_F32, O, I, 6, (float)NAN),
          "tensor W_skip: element [1, 1] is NaN"},
         {"standard", R_MAG, VECTOR("log_threshold", TENSOR_F32, F),
          "tensor log_threshold is not known: architecture standard"},

@@ -564,12 +564,12 @@ static int take(sae *s, const char *name, uint64_t rows, uint64_t cols,
                        WEIGHTS ": tensor %s is missing, which architecture %s has",
                        name, s->arch->name);
     if (t->rank != rank || memcmp(t->shape, shape, rank * sizeof shape[0]) != 0)
-        return err_set(
-            s->err, s->cap,
-            WEIGHTS ": tensor %s has shape %s, cfg.json implies %s (d_in %u, d_sae "
-                    "%u, d_out %u)",
-            name, tensor_shape(t).text, tensor_shape_of(rank, shape).text,
-            s->record.d_in, s->record.d_sae, s->record.d_out);
+        return err_set(s->err, s->cap,
+                       WEIGHTS
+                       ": tensor %s has shape %s, cfg.json implies %s (d_in %u, d_sae "
+                       "%u, d_out %u)",
+                       name, tensor_shape(t).text, tensor_shape_of(rank, shape).text,
+                       s->record.d_in, s->record.d_sae, s->record.d_out);
     if (!tensor_is_float(t))
         return err_set(s->err, s->cap,
                        WEIGHTS
@@ -622,7 +622,7 @@ static int drop_scaling_factor(sae *s, const tensor *t)
 static int check_strangers(sae *s)
 {
     const tensor *used[] = {s->w_enc, s->w_dec, s->b_enc, s->b_dec,
-                               s->theta, s->r_mag, s->b_mag, s->skip};
+                            s->theta, s->r_mag, s->b_mag, s->skip};
     for (size_t i = 0; i < tensors_count(s->file); i++) {
         const tensor *t = tensors_at(s->file, i);
         int known = 0;
@@ -811,7 +811,8 @@ static int fill_dec(void *user, const qfile_part *p, float *out, char *err, size
 static int fill_skip(void *user, const qfile_part *p, float *out, char *err, size_t cap)
 {
     sae *s = user;
-    return tensor_block_f32(s->skip, p->row, p->n_rows, p->col, p->n_cols, out, err, cap);
+    return tensor_block_f32(s->skip, p->row, p->n_rows, p->col, p->n_cols, out, err,
+                            cap);
 }
 
 /* A vector [F] from a tensor t [F] or [1]; feature i is what `fold` makes of it. */

@@ -6,11 +6,14 @@
  *
  * and .npz: a zip of them, NAME.npy each. */
 
+#include "npy.h"
+
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "checked.h"
+#include "outfile.h"
 #include "tensors_impl.h"
 #include "zip.h"
 
@@ -75,7 +78,8 @@ static int read_descr(scan *s, tensor *t)
     const char *text;
     size_t n;
     if (take(s, "["))
-        return err_set(s->err, s->cap, "a structured array; one plain type is supported");
+        return err_set(s->err, s->cap,
+                       "a structured array; one plain type is supported");
     if (quoted(s, &text, &n))
         return -1;
     for (size_t i = 0; i < sizeof descrs / sizeof descrs[0]; i++) {
@@ -84,10 +88,11 @@ static int read_descr(scan *s, tensor *t)
             return 0;
         }
     }
-    const char *what = n == 0          ? "an empty type"
-                       : text[0] == '>' ? "big-endian numbers; save x.astype('<f4')"
+    const char *what = n == 0               ? "an empty type"
+                       : text[0] == '>'     ? "big-endian numbers; save x.astype('<f4')"
                        : text[n > 1] == 'O' ? "Python objects, which are never read"
-                       : text[n > 1] == 'V' ? "raw bytes (numpy has no bf16): save as float32"
+                       : text[n > 1] == 'V'
+                           ? "raw bytes (numpy has no bf16): save as float32"
                        : text[n > 1] == 'U' || text[n > 1] == 'S' ? "text, not numbers"
                                                                   : "not supported";
     return err_set(s->err, s->cap, "type '%s': %s", name_n(text, n).text, what);
@@ -154,7 +159,8 @@ static int read_literal(scan *s, tensor *t, int *fortran)
             return err_set(s->err, s->cap, "the header has an unknown key '%s'",
                            name_n(key, n).text);
         if (seen[k]++)
-            return err_set(s->err, s->cap, "the header has the key '%s' twice", keys[k]);
+            return err_set(s->err, s->cap, "the header has the key '%s' twice",
+                           keys[k]);
         if (!take(s, ":"))
             return unexpected(s, "':'");
         if (k == 0   ? read_descr(s, t)
@@ -186,8 +192,8 @@ static int set_strides(tensor *t, int fortran)
 }
 
 /* An array in the file's bytes offset .. offset + size - 1. */
-static int read_array(tensor_file *f, const char *name, size_t name_len, uint64_t offset,
-                      uint64_t size, char *err, size_t cap)
+static int read_array(tensor_file *f, const char *name, size_t name_len,
+                      uint64_t offset, uint64_t size, char *err, size_t cap)
 {
     unsigned char b[12];
     tensor t;
@@ -200,17 +206,18 @@ static int read_array(tensor_file *f, const char *name, size_t name_len, uint64_
     if (memcmp(b, "\x93NUMPY", 6) != 0)
         return err_set(err, cap, "not a .npy: it does not begin with \\x93NUMPY");
     if (b[6] < 1 || b[6] > 3 || b[7] != 0)
-        return err_set(err, cap, "version %u.%u of the .npy format; 1.0 to 3.0 are known",
-                       b[6], b[7]);
+        return err_set(err, cap,
+                       "version %u.%u of the .npy format; 1.0 to 3.0 are known", b[6],
+                       b[7]);
     uint64_t at = b[6] == 1 ? 10 : 12, n = b[8] | (uint64_t)b[9] << 8;
     if (b[6] > 1)
         n |= (uint64_t)b[10] << 16 | (uint64_t)b[11] << 24;
     if (n > MAX_HEADER)
-        return err_set(err, cap, "a header of %" PRIu64 " bytes, the limit is %" PRIu64, n,
-                       MAX_HEADER);
+        return err_set(err, cap, "a header of %" PRIu64 " bytes, the limit is %" PRIu64,
+                       n, MAX_HEADER);
     if (n > size - at)
-        return err_set(err, cap, "cut off: a header of %" PRIu64 " bytes in %" PRIu64, n,
-                       size);
+        return err_set(err, cap, "cut off: a header of %" PRIu64 " bytes in %" PRIu64,
+                       n, size);
     char *text = malloc((size_t)n + 1);
     if (!text)
         return err_set(err, cap, "out of memory");
@@ -274,4 +281,150 @@ int npz_read(tensor_file *f, char *err, size_t cap)
         status = read_member(f, &z.list[i], err, cap);
     zip_free(&z);
     return status;
+}
+
+/* ---- writing ---- */
+
+/* The bytes before the data into out[512], as numpy writes them: version 1.0, padded so
+ * that the data is aligned to 64. *bytes: how much data there will be. */
+static int make_header(tensor_type type, uint32_t rank, const uint64_t *shape,
+                       unsigned char *out, size_t *size, uint64_t *bytes, char *err,
+                       size_t cap)
+{
+    const char *descr = NULL;
+    char dims[TENSOR_MAX_RANK * 24] = "", text[400];
+    size_t at = 0;
+    *size = 0;
+    *bytes = tensor_type_bytes(type);
+    for (size_t i = 0; i < sizeof descrs / sizeof descrs[0]; i++)
+        if (descrs[i].type == type)
+            descr = descrs[i].descr;
+    if (!descr || rank > TENSOR_MAX_RANK)
+        return err_set(err, cap, "numpy has no type for %s", tensor_type_name(type));
+    for (uint32_t i = 0; i < rank; i++) {
+        if (size_mul(*bytes, shape[i], bytes))
+            return err_set(err, cap, "the shape %s does not fit in 64 bits",
+                           tensor_shape_of(rank, shape).text);
+        at += (size_t)snprintf(dims + at, sizeof dims - at, "%s%" PRIu64 "%s",
+                               i ? ", " : "", shape[i], rank == 1 ? "," : "");
+    }
+    int n = snprintf(text, sizeof text,
+                     "{'descr': '%s', 'fortran_order': False, 'shape': (%s), }", descr,
+                     dims);
+    *size = (10 + (size_t)n + 1 + 63) / 64 * 64;
+    memset(out, ' ', *size);
+    memcpy(out, "\x93NUMPY\x01", 8);
+    out[8] = (unsigned char)(*size - 10);
+    out[9] = (unsigned char)((*size - 10) >> 8);
+    memcpy(out + 10, text, (size_t)n);
+    out[*size - 1] = '\n';
+    return 0;
+}
+
+struct npy_writer {
+    outfile *out;
+    uint64_t left;
+};
+
+npy_writer *npy_writer_create(const char *path, tensor_type type, uint32_t rank,
+                              const uint64_t *shape, char *err, size_t cap)
+{
+    unsigned char header[512];
+    size_t n;
+    npy_writer *w = calloc(1, sizeof *w);
+    int status = w ? 0 : err_set(err, cap, "out of memory");
+    if (!status && make_header(type, rank, shape, header, &n, &w->left, err, cap))
+        status = err_prefix(err, cap, "%s", name_z(path).text);
+    if (!status)
+        w->out = outfile_create(path, err, cap);
+    if (!status && w->out && outfile_write(w->out, header, n, err, cap) == 0)
+        return w;
+    npy_writer_abort(w);
+    return NULL;
+}
+
+int npy_writer_data(npy_writer *w, const void *data, size_t size, char *err, size_t cap)
+{
+    if (size > w->left)
+        return err_set(err, cap, "npy: %" PRIu64 " bytes more than the shape has",
+                       size - w->left);
+    w->left -= size;
+    return outfile_write(w->out, data, size, err, cap);
+}
+
+int npy_writer_commit(npy_writer *w, char *err, size_t cap)
+{
+    if (w->left > 0) {
+        err_set(err, cap, "npy: %" PRIu64 " bytes are missing", w->left);
+        npy_writer_abort(w);
+        return -1;
+    }
+    int status = outfile_commit(w->out, err, cap);
+    free(w);
+    return status;
+}
+
+void npy_writer_abort(npy_writer *w)
+{
+    if (!w)
+        return;
+    outfile_abort(w->out);
+    free(w);
+}
+
+struct npz_writer {
+    zip_writer *zip;
+};
+
+npz_writer *npz_writer_create(const char *path, char *err, size_t cap)
+{
+    npz_writer *w = calloc(1, sizeof *w);
+    if (!w) {
+        err_set(err, cap, "out of memory");
+        return NULL;
+    }
+    w->zip = zip_writer_create(path, err, cap);
+    if (w->zip)
+        return w;
+    free(w);
+    return NULL;
+}
+
+int npz_writer_array(npz_writer *w, const char *name, tensor_type type, uint32_t rank,
+                     const uint64_t *shape, char *err, size_t cap)
+{
+    unsigned char header[512];
+    char member[TENSOR_MAX_NAME + 8];
+    size_t n;
+    uint64_t bytes;
+    if (strlen(name) > TENSOR_MAX_NAME)
+        return err_set(err, cap, "array %s: the name is too long", name_z(name).text);
+    snprintf(member, sizeof member, "%s.npy", name);
+    if (make_header(type, rank, shape, header, &n, &bytes, err, cap) ||
+        size_add(bytes, n, &bytes))
+        return err_prefix(err, cap, "array %s", name_z(name).text);
+    return zip_writer_member(w->zip, member, bytes, err, cap) ||
+                   zip_writer_data(w->zip, header, n, err, cap)
+               ? -1
+               : 0;
+}
+
+int npz_writer_data(npz_writer *w, const void *data, size_t size, char *err, size_t cap)
+{
+    return zip_writer_data(w->zip, data, size, err, cap);
+}
+
+int npz_writer_commit(npz_writer *w, char *err, size_t cap)
+{
+    int status = zip_writer_commit(w->zip, err, cap);
+    free(w);
+    return status;
+}
+
+void npz_writer_abort(npz_writer *w)
+{
+    if (!w)
+        return;
+    zip_writer_abort(w->zip);
+    free(w);
 }

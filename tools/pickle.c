@@ -184,7 +184,8 @@ static int push_long(machine *m, size_t n)
         return -1;
     if (n > 0 && n < 8 && x >> (8 * n - 1))
         x |= UINT64_MAX << 8 * n;
-    return push_int(m, x > (uint64_t)INT64_MAX ? -(int64_t)(UINT64_MAX - x) - 1 : (int64_t)x);
+    return push_int(m, x > (uint64_t)INT64_MAX ? -(int64_t)(UINT64_MAX - x) - 1
+                                               : (int64_t)x);
 }
 
 static int push_float(machine *m)
@@ -249,12 +250,13 @@ static int push_global(machine *m)
         return fail(m, "the pickle is cut off");
     size_t n = (size_t)(last - text);
     if (!is_allowed(m, text, n))
-        return err_set(m->err, m->cap,
-                       "byte %zu: the pickle names %s.%s, which is not among what is read "
-                       "here (nothing was executed); save a plain state dict with "
-                       "torch.save, or safetensors",
-                       (size_t)(m->at - m->begin), name_n(text, (size_t)(first - text)).text,
-                       name_n(first + 1, (size_t)(last - first - 1)).text);
+        return err_set(
+            m->err, m->cap,
+            "byte %zu: the pickle names %s.%s, which is not among what is read "
+            "here (nothing was executed); save a plain state dict with "
+            "torch.save, or safetensors",
+            (size_t)(m->at - m->begin), name_n(text, (size_t)(first - text)).text,
+            name_n(first + 1, (size_t)(last - first - 1)).text);
     m->at += n + 1;
     pickle_value *v = push_new(m, PICKLE_GLOBAL);
     if (!v)
@@ -296,9 +298,10 @@ static int extend(machine *m, pickle_kind kind, uint32_t n)
         return fail(m, "the stack is empty");
     pickle_value *v = value(m, m->stack[m->depth - n - 1]);
     if (v->kind != kind)
-        return fail(m, kind == PICKLE_DICT ? "items are set in something that is not a dict"
-                                           : "items are appended to something that is not "
-                                             "a list");
+        return fail(m, kind == PICKLE_DICT
+                           ? "items are set in something that is not a dict"
+                           : "items are appended to something that is not "
+                             "a list");
     if (kind == PICKLE_DICT && n % 2 != 0)
         return fail(m, "a key without a value");
     if (append(m, v, m->stack + m->depth - n, n))
@@ -327,11 +330,12 @@ static int build(machine *m)
         const pickle_value *key = value(m, state->items[i]);
         if (key->kind != PICKLE_STRING || key->len != 9 ||
             memcmp(key->str, "_metadata", 9) != 0)
-            return err_set(m->err, m->cap,
-                           "byte %zu: a state dict with an attribute besides _metadata: %s",
-                           (size_t)(m->at - m->begin),
-                           key->kind == PICKLE_STRING ? name_n(key->str, key->len).text
-                                                      : "(not a text)");
+            return err_set(
+                m->err, m->cap,
+                "byte %zu: a state dict with an attribute besides _metadata: %s",
+                (size_t)(m->at - m->begin),
+                key->kind == PICKLE_STRING ? name_n(key->str, key->len).text
+                                           : "(not a text)");
     }
     m->depth--;
     return 0;
@@ -483,8 +487,8 @@ static int check_tree(pickle *p, uint32_t i, int depth, char *err, size_t cap)
     return 0;
 }
 
-pickle *pickle_parse(const char *data, size_t size, const char *const *allowed, char *err,
-                     size_t cap)
+pickle *pickle_parse(const char *data, size_t size, const char *const *allowed,
+                     char *err, size_t cap)
 {
     machine m;
     memset(&m, 0, sizeof m);

@@ -44,8 +44,8 @@ typedef struct pickle_value {
 typedef struct pickle pickle;
 
 /* NULL on failure. `data` is borrowed. `allowed`: "module\nname", NULL at the end. */
-pickle *pickle_parse(const char *data, size_t size, const char *const *allowed, char *err,
-                     size_t cap);
+pickle *pickle_parse(const char *data, size_t size, const char *const *allowed,
+                     char *err, size_t cap);
 void pickle_free(pickle *p); /* NULL is a no-op */
 
 const pickle_value *pickle_root(const pickle *p);

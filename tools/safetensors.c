@@ -36,7 +36,8 @@ static int fail_tensor(reader *r, const char *name, const char *what)
     return err_set(r->err, r->cap, "tensor %s: %s", name_z(name).text, what);
 }
 
-static int read_dtype(reader *r, const char *name, const json_value *v, tensor_type *out)
+static int read_dtype(reader *r, const char *name, const json_value *v,
+                      tensor_type *out)
 {
     if (!v || v->type != JSON_STRING)
         return fail_tensor(r, name, "dtype is missing or is not a string");
@@ -75,16 +76,18 @@ static int read_shape(reader *r, const json_value *v, placed *p)
     uint32_t i = 0;
     for (const json_value *e = json_first(d, v); e; e = json_next(d, e), i++) {
         if (read_index(e, &t->shape[i]))
-            return err_set(r->err, r->cap,
-                           "tensor %s: dimension %u of the shape is not a whole number of "
-                           "at least 0",
-                           name_z(p->name).text, i);
+            return err_set(
+                r->err, r->cap,
+                "tensor %s: dimension %u of the shape is not a whole number of "
+                "at least 0",
+                name_z(p->name).text, i);
         if (size_mul(t->n, t->shape[i], &t->n))
             return fail_tensor(r, p->name,
                                "the number of elements does not fit in 64 bits");
     }
     if (tensors_row_major(t))
-        return fail_tensor(r, p->name, "the number of elements does not fit in 64 bits");
+        return fail_tensor(r, p->name,
+                           "the number of elements does not fit in 64 bits");
     return 0;
 }
 
@@ -168,7 +171,8 @@ static int check_tiling(reader *r, placed *list, size_t n)
     }
     if (at != r->data_size)
         return err_set(r->err, r->cap,
-                       "the tensors end at byte %" PRIu64 " of the data, the file has %" PRIu64,
+                       "the tensors end at byte %" PRIu64
+                       " of the data, the file has %" PRIu64,
                        at, r->data_size);
     return 0;
 }
@@ -204,7 +208,8 @@ static int read_tensors(reader *r, const json_value *root)
             status = read_tensor(r, e, &list[n++]);
     }
     for (size_t i = 0; i < n && !status; i++) /* before the tiling sorts the list */
-        status = tensors_add(r->f, list[i].name, list[i].len, &list[i].t, r->err, r->cap);
+        status =
+            tensors_add(r->f, list[i].name, list[i].len, &list[i].t, r->err, r->cap);
     if (!status)
         status = check_tiling(r, list, n);
     free(list);
@@ -223,7 +228,8 @@ static int read_text(reader *r, const char *text, uint64_t n)
     if (root->type != JSON_OBJECT)
         status = fail(r, "the header is not a JSON object");
     else if (root->n > TENSOR_MAX + 1)
-        status = err_set(r->err, r->cap, "%u tensors, the limit is %u", root->n, TENSOR_MAX);
+        status =
+            err_set(r->err, r->cap, "%u tensors, the limit is %u", root->n, TENSOR_MAX);
     else
         status = read_tensors(r, root);
     json_free(doc);
@@ -365,8 +371,8 @@ int st_writer_declare(st_writer *w, const char *name, tensor_type type, uint32_t
 {
     uint64_t bytes = tensor_type_bytes(type);
     size_t len = strlen(name);
-    if (w->started || len == 0 || len > TENSOR_MAX_NAME || rank > TENSOR_MAX_RANK || type > TENSOR_F64 ||
-        w->n == TENSOR_MAX)
+    if (w->started || len == 0 || len > TENSOR_MAX_NAME || rank > TENSOR_MAX_RANK ||
+        type > TENSOR_F64 || w->n == TENSOR_MAX)
         return err_set(err, cap, "safetensors: tensor %s cannot be declared now",
                        name_z(name).text);
     for (size_t i = 0; i < w->n; i++)

@@ -16,10 +16,10 @@
 
 #include "zip.h"
 
-#define WINDOW  ((size_t)1 << 12) /* small reads are served from it */
-#define SMALL   ((size_t)1 << 9)
-#define SCRATCH ((size_t)1 << 18) /* bytes decoded at once */
-#define TILE    16u               /* columns transposed at once: one cache line of f32 */
+#define WINDOW    ((size_t)1 << 12) /* small reads are served from it */
+#define SMALL     ((size_t)1 << 9)
+#define SCRATCH   ((size_t)1 << 18) /* bytes decoded at once */
+#define TILE      16u /* columns transposed at once: one cache line of f32 */
 #define TILE_ROWS ((uint64_t)1 << 12)
 
 struct tensor_cache {
@@ -71,7 +71,8 @@ tensor_shape_text tensor_shape_of(uint32_t rank, const uint64_t *shape)
     tensor_shape_text out;
     size_t at = 1;
     out.text[0] = '[';
-    for (uint32_t i = 0; i < rank && i < TENSOR_MAX_RANK; i++) /* at most 22 bytes each */
+    for (uint32_t i = 0; i < rank && i < TENSOR_MAX_RANK;
+         i++) /* at most 22 bytes each */
         at += (size_t)snprintf(out.text + at, sizeof out.text - at, "%s%" PRIu64,
                                i ? ", " : "", shape[i]);
     snprintf(out.text + at, sizeof out.text - at, "]");
@@ -99,15 +100,15 @@ static int read_all(const tensor_file *f, uint64_t offset, unsigned char *out, s
     return 0;
 }
 
-int tensors_read(const tensor_file *f, uint64_t offset, void *out, uint64_t n, char *err,
-                 size_t cap)
+int tensors_read(const tensor_file *f, uint64_t offset, void *out, uint64_t n,
+                 char *err, size_t cap)
 {
     tensor_cache *c = f->cache;
     size_t size;
     if (offset > f->size || n > f->size - offset || size_native(n, &size))
-        return err_set(err, cap,
-                       "%" PRIu64 " bytes at %" PRIu64 " are beyond the file's %" PRIu64,
-                       n, offset, f->size);
+        return err_set(
+            err, cap, "%" PRIu64 " bytes at %" PRIu64 " are beyond the file's %" PRIu64,
+            n, offset, f->size);
     if (size == 0)
         return 0;
     if (f->memory) {
@@ -116,7 +117,8 @@ int tensors_read(const tensor_file *f, uint64_t offset, void *out, uint64_t n, c
     }
     if (size > SMALL)
         return read_all(f, offset, out, size, err, cap);
-    if (offset < c->at || offset - c->at > c->n || c->n - (size_t)(offset - c->at) < size) {
+    if (offset < c->at || offset - c->at > c->n ||
+        c->n - (size_t)(offset - c->at) < size) {
         size_t all = f->size - offset < WINDOW ? (size_t)(f->size - offset) : WINDOW;
         c->n = 0;
         if (read_all(f, offset, c->window, all, err, cap))
@@ -178,20 +180,23 @@ static int check_place(const tensor_file *f, tensor *t, const char *name, char *
         uint64_t far = 0;
         if (t->n > 0 && (size_mul(t->shape[i] - 1, t->stride[i], &far) ||
                          size_add(last, far, &last)))
-            return err_set(err, cap, "tensor %s: its strides do not fit in 64 bits", name);
+            return err_set(err, cap, "tensor %s: its strides do not fit in 64 bits",
+                           name);
     }
     bytes = t->n ? last / block + 1 : 0;
     if (block > 1 && t->n % block != 0)
         return err_set(err, cap,
-                       "tensor %s: %" PRIu64 " elements of %s, which has blocks of %" PRIu64,
+                       "tensor %s: %" PRIu64
+                       " elements of %s, which has blocks of %" PRIu64,
                        name, t->n, types[t->type].name, block);
-    if (size_mul(bytes, types[t->type].bytes, &bytes) || size_add(t->offset, bytes, &end))
-        return err_set(err, cap, "tensor %s: the number of bytes does not fit in 64 bits",
-                       name);
+    if (size_mul(bytes, types[t->type].bytes, &bytes) ||
+        size_add(t->offset, bytes, &end))
+        return err_set(err, cap,
+                       "tensor %s: the number of bytes does not fit in 64 bits", name);
     if (end > f->size)
         return err_set(err, cap,
-                       "tensor %s: it ends at byte %" PRIu64 ", the file has %" PRIu64, name,
-                       end, f->size);
+                       "tensor %s: it ends at byte %" PRIu64 ", the file has %" PRIu64,
+                       name, end, f->size);
     return 0;
 }
 
@@ -287,6 +292,10 @@ static int check_keys(const tensor_file *f, char *err, size_t cap)
         if (strcmp(list[i - 1]->key, list[i]->key) == 0)
             status = err_set(err, cap, "metadata %s appears twice",
                              name_z(list[i]->key).text);
+    for (size_t i = 0; i < f->n_meta && !status && f->container == TENSORS_TORCH; i++)
+        if (tensors_find(f, f->meta[i].key)) /* one dict held both, or dicts in it */
+            status = err_set(err, cap, "%s is a tensor and a value as well",
+                             name_z(f->meta[i].key).text);
     free(list);
     return status;
 }
@@ -337,9 +346,10 @@ static int read_content(tensor_file *f, char *err, size_t cap)
     }
     /* a pickle of protocol 2 that begins with torch's old magic number */
     if (starts(head, n, "\x80\x02\x8a\x0a", 4))
-        return err_set(err, cap,
-                       "a PyTorch file of before version 1.6 (a bare pickle, not a zip); "
-                       "load and save it again with a current torch.save");
+        return err_set(
+            err, cap,
+            "a PyTorch file of before version 1.6 (a bare pickle, not a zip); "
+            "load and save it again with a current torch.save");
     f->container = TENSORS_SAFETENSORS;
     return safetensors_read(f, err, cap);
 }
@@ -392,7 +402,8 @@ tensor_file *tensors_open(const char *path, char *err, size_t cap)
     tensor_file *f = new_file(path, err, cap);
     if (!f)
         return NULL;
-    f->fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC); /* a FIFO must not make us wait */
+    f->fd = open(path,
+                 O_RDONLY | O_NONBLOCK | O_CLOEXEC); /* a FIFO must not make us wait */
     int status = 0;
     if (f->fd < 0)
         status = err_set(err, cap, "%s: cannot open: %s", shown.text, strerror(errno));
@@ -627,13 +638,14 @@ static int run_blocks(const tensor *t, uint64_t at, uint64_t n, float *out, char
         uint64_t blocks = (skip + n + 31) / 32;
         if (blocks > most)
             blocks = most;
-        if (tensors_read(t->file, t->offset + block * bytes, scratch, blocks * bytes, err,
-                         cap))
+        if (tensors_read(t->file, t->offset + block * bytes, scratch, blocks * bytes,
+                         err, cap))
             return -1;
         for (uint64_t b = 0; b < blocks; b++) {
             float v[32];
             uint64_t m = 32 - skip < n ? 32 - skip : n;
-            (t->type == TENSOR_Q8_0 ? decode_q8_0 : decode_q4_0)(scratch + b * bytes, v);
+            (t->type == TENSOR_Q8_0 ? decode_q8_0 : decode_q4_0)(scratch + b * bytes,
+                                                                 v);
             memcpy(out, v + skip, (size_t)m * sizeof *out);
             out += m;
             n -= m;
@@ -656,7 +668,8 @@ static int run_f32(const tensor *t, uint64_t at, uint64_t n, float *out, char *e
     for (uint64_t i = 0; i < n;) {
         uint64_t m = n - i < SCRATCH / size ? n - i : SCRATCH / size;
         unsigned char *scratch = t->file->cache->scratch;
-        if (tensors_read(t->file, t->offset + (at + i) * size, scratch, m * size, err, cap))
+        if (tensors_read(t->file, t->offset + (at + i) * size, scratch, m * size, err,
+                         cap))
             return -1;
         decode(t->type, scratch, m, out + i);
         i += m;
@@ -719,16 +732,16 @@ static int line(const tensor *t, uint64_t at, uint64_t stride, uint64_t n, int w
 }
 
 /* Columns of `tile` [n_cols, n_rows] to rows of out, `width` apart. */
-static void transpose_f32(const float *tile, uint64_t n_rows, uint64_t n_cols, float *out,
-                          uint64_t width)
+static void transpose_f32(const float *tile, uint64_t n_rows, uint64_t n_cols,
+                          float *out, uint64_t width)
 {
     for (uint64_t i = 0; i < n_rows; i++)
         for (uint64_t j = 0; j < n_cols; j++)
             out[i * width + j] = tile[j * n_rows + i];
 }
 
-static void transpose_f64(const double *tile, uint64_t n_rows, uint64_t n_cols, double *out,
-                          uint64_t width)
+static void transpose_f64(const double *tile, uint64_t n_rows, uint64_t n_cols,
+                          double *out, uint64_t width)
 {
     for (uint64_t i = 0; i < n_rows; i++)
         for (uint64_t j = 0; j < n_cols; j++)
@@ -737,8 +750,9 @@ static void transpose_f64(const double *tile, uint64_t n_rows, uint64_t n_cols, 
 
 /* A block whose columns are what lies together: 16 columns at a time, so that whole
  * cache lines are written. */
-static int block_by_columns(const tensor *t, uint64_t row, uint64_t n_rows, uint64_t col,
-                            uint64_t n_cols, int wide, void *out, char *err, size_t cap)
+static int block_by_columns(const tensor *t, uint64_t row, uint64_t n_rows,
+                            uint64_t col, uint64_t n_cols, int wide, void *out,
+                            char *err, size_t cap)
 {
     void *tile = t->file->cache->tile;
     for (uint64_t i = 0; i < n_rows; i += TILE_ROWS) {
@@ -799,8 +813,8 @@ static uint64_t place_of(const tensor *t, uint64_t i)
     return at;
 }
 
-static int elements_raw(const tensor *t, uint64_t first, uint64_t n, int wide, void *out,
-                        char *err, size_t cap)
+static int elements_raw(const tensor *t, uint64_t first, uint64_t n, int wide,
+                        void *out, char *err, size_t cap)
 {
     if (n == 0)
         return 0;
@@ -811,7 +825,8 @@ static int elements_raw(const tensor *t, uint64_t first, uint64_t n, int wide, v
         uint64_t at = first + i, col = at % width, m = width - col;
         if (t->rank == 2 && col == 0 && n - i >= width) {
             m = (n - i) / width;
-            if (block_raw(t, at / width, m, 0, width, wide, item_at(out, wide, i), err, cap))
+            if (block_raw(t, at / width, m, 0, width, wide, item_at(out, wide, i), err,
+                          cap))
                 return -1;
             i += m * width;
             continue;
@@ -864,7 +879,7 @@ static int odd_element(const tensor *t, uint64_t i, char *err, size_t cap)
         return -1;
     return err_set(err, cap, "tensor %s: element %s is %s", name_z(t->name).text,
                    tensor_shape_of(t->rank, index).text,
-                   isnan(x)     ? "NaN"
+                   isnan(x)      ? "NaN"
                    : isfinite(x) ? "too large for f32"
                                  : "infinite");
 }
@@ -878,10 +893,10 @@ static int elements(const tensor *t, uint64_t first, uint64_t n, int wide, void 
                     char *err, size_t cap)
 {
     if (!tensor_is_float(t) || first > t->n || n > t->n - first)
-        return err_set(err, cap,
-                       "internal: elements %" PRIu64 " + %" PRIu64 " of tensor %s %s %s",
-                       first, n, name_z(t->name).text, tensor_type_name(t->type),
-                       tensor_shape(t).text);
+        return err_set(
+            err, cap, "internal: elements %" PRIu64 " + %" PRIu64 " of tensor %s %s %s",
+            first, n, name_z(t->name).text, tensor_type_name(t->type),
+            tensor_shape(t).text);
     if (check_sum(t, err, cap) || elements_raw(t, first, n, wide, out, err, cap))
         return broken(t, err, cap);
     uint64_t odd = find_odd(out, n, wide);
@@ -904,7 +919,8 @@ static int block(const tensor *t, uint64_t row, uint64_t n_rows, uint64_t col,
     uint64_t n = n_rows * n_cols, odd = find_odd(out, n, wide);
     if (odd == n)
         return 0;
-    return odd_element(t, (row + odd / n_cols) * t->shape[1] + col + odd % n_cols, err, cap);
+    return odd_element(t, (row + odd / n_cols) * t->shape[1] + col + odd % n_cols, err,
+                       cap);
 }
 
 int tensor_f32(const tensor *t, uint64_t first, uint64_t n, float *out, char *err,

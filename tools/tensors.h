@@ -61,7 +61,7 @@ typedef enum tensor_container {
 typedef struct tensor_file tensor_file;
 
 typedef struct tensor {
-    const char *name; /* NUL-terminated, holds no NUL; of a nested dict "ae.encoder.weight" */
+    const char *name; /* NUL-terminated, holds none; in a dict "ae.encoder.weight" */
     tensor_type type;
     uint32_t rank; /* 0: one number */
     uint64_t shape[TENSOR_MAX_RANK];
@@ -90,7 +90,8 @@ const tensor *tensors_find(const tensor_file *f, const char *name); /* NULL if a
  * %.17g, "true"/"false"). NULL if absent. GGUF's typed metadata: gguf.h. */
 const char *tensors_meta(const tensor_file *f, const char *key);
 size_t tensors_meta_count(const tensor_file *f);
-const char *tensors_meta_at(const tensor_file *f, size_t i, const char **value); /* key */
+/* The key. */
+const char *tensors_meta_at(const tensor_file *f, size_t i, const char **value);
 
 /* "[4, 128]" */
 typedef struct tensor_shape_text {

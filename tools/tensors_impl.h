@@ -44,8 +44,8 @@ struct tensor_file {
 };
 
 /* n bytes at `offset`; beyond the end is an error. */
-int tensors_read(const tensor_file *f, uint64_t offset, void *out, uint64_t n, char *err,
-                 size_t cap);
+int tensors_read(const tensor_file *f, uint64_t offset, void *out, uint64_t n,
+                 char *err, size_t cap);
 
 /* Adds a tensor after checking all that holds for every container: its sizes do not
  * wrap, and every element lies in the file. From *t are taken type, rank, shape, stride

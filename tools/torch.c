@@ -84,7 +84,8 @@ typedef struct walk {
 
 static int fail(walk *w, const char *what)
 {
-    return err_set(w->err, w->cap, "data.pkl: %s: %s", name_n(w->path, w->len).text, what);
+    return err_set(w->err, w->cap, "data.pkl: %s: %s", name_n(w->path, w->len).text,
+                   what);
 }
 
 static const pickle_value *item(const walk *w, const pickle_value *v, uint32_t i)
@@ -99,8 +100,8 @@ static int is_text(const pickle_value *v, const char *text)
 }
 
 /* The arguments of a call, if there are `low` to `high` of them. */
-static const pickle_value *arguments(const walk *w, const pickle_value *call, uint32_t low,
-                                     uint32_t high)
+static const pickle_value *arguments(const walk *w, const pickle_value *call,
+                                     uint32_t low, uint32_t high)
 {
     const pickle_value *args = item(w, call, 1);
     return args->n >= low && args->n <= high ? args : NULL;
@@ -121,7 +122,8 @@ static int read_sizes(walk *w, const pickle_value *v, uint64_t *out, uint32_t *n
     for (uint32_t i = 0; i < v->n; i++) {
         const pickle_value *x = item(w, v, i);
         if (x->kind != PICKLE_INT || x->i < 0)
-            return fail(w, "a shape or stride that is not a whole number of at least 0");
+            return fail(w,
+                        "a shape or stride that is not a whole number of at least 0");
         out[i] = (uint64_t)x->i;
     }
     *n = v->n;
@@ -144,11 +146,13 @@ static const zip_member *find_storage(walk *w, const pickle_value *key)
 static int read_storage(walk *w, const pickle_value *v, tensor *t, uint64_t *elements)
 {
     const pickle_value *id = v->kind == PICKLE_PERSISTENT ? item(w, v, 0) : NULL;
-    if (!id || id->kind != PICKLE_TUPLE || id->n != 5 || !is_text(item(w, id, 0), "storage"))
+    if (!id || id->kind != PICKLE_TUPLE || id->n != 5 ||
+        !is_text(item(w, id, 0), "storage"))
         return fail(w, "a tensor without a storage");
     const pickle_value *type = item(w, id, 1), *n = item(w, id, 4);
     size_t k = 0, known = sizeof storages / sizeof storages[0];
-    while (k < known && !(type->kind == PICKLE_GLOBAL && pickle_is(w->p, type, storages[k].name)))
+    while (k < known &&
+           !(type->kind == PICKLE_GLOBAL && pickle_is(w->p, type, storages[k].name)))
         k++;
     if (k == known || item(w, id, 3)->kind != PICKLE_STRING || n->kind != PICKLE_INT ||
         n->i < 0)
@@ -158,10 +162,11 @@ static int read_storage(walk *w, const pickle_value *v, tensor *t, uint64_t *ele
         return fail(w, "its storage is not in the file");
     uint64_t bytes;
     t->type = storages[k].type;
-    if (size_mul((uint64_t)n->i, tensor_type_bytes(t->type), &bytes) || bytes != m->size)
+    if (size_mul((uint64_t)n->i, tensor_type_bytes(t->type), &bytes) ||
+        bytes != m->size)
         return err_set(w->err, w->cap,
-                       "data.pkl: %s: a storage of %" PRId64 " x %s, but member %s has %" PRIu64
-                       " bytes",
+                       "data.pkl: %s: a storage of %" PRId64
+                       " x %s, but member %s has %" PRIu64 " bytes",
                        name_n(w->path, w->len).text, n->i, tensor_type_name(t->type),
                        name_z(m->name).text, m->size);
     *elements = (uint64_t)n->i;
@@ -184,7 +189,8 @@ static int check_view(walk *w, tensor *t, uint64_t begin, uint64_t elements)
     }
     if (n == 0 ? begin > elements : last >= elements)
         return err_set(w->err, w->cap,
-                       "data.pkl: %s: element %" PRIu64 " of a storage that has %" PRIu64,
+                       "data.pkl: %s: element %" PRIu64
+                       " of a storage that has %" PRIu64,
                        name_n(w->path, w->len).text, last, elements);
     if (n > elements)
         return err_set(w->err, w->cap,
@@ -203,10 +209,12 @@ static int read_tensor(walk *w, const pickle_value *v)
     uint32_t rank = 0;
     memset(&t, 0, sizeof t);
     if (!args || item(w, args, 1)->kind != PICKLE_INT || item(w, args, 1)->i < 0 ||
-        item(w, args, 4)->kind != PICKLE_BOOL || item(w, args, 5)->kind != PICKLE_DICT ||
-        item(w, args, 5)->n != 0)
-        return fail(w, "the arguments of _rebuild_tensor_v2 are not those of torch.save");
-    if (args->n == 7 && (item(w, args, 6)->kind != PICKLE_DICT || item(w, args, 6)->n != 0) &&
+        item(w, args, 4)->kind != PICKLE_BOOL ||
+        item(w, args, 5)->kind != PICKLE_DICT || item(w, args, 5)->n != 0)
+        return fail(w,
+                    "the arguments of _rebuild_tensor_v2 are not those of torch.save");
+    if (args->n == 7 &&
+        (item(w, args, 6)->kind != PICKLE_DICT || item(w, args, 6)->n != 0) &&
         item(w, args, 6)->kind != PICKLE_NONE)
         return fail(w, "a view that is conjugated or negated");
     if (read_storage(w, item(w, args, 0), &t, &elements) ||
@@ -234,13 +242,15 @@ static int add_device(walk *w, const pickle_value *v)
 {
     char text[96];
     const pickle_value *args = arguments(w, v, 1, 2);
-    if (!args || item(w, args, 0)->kind != PICKLE_STRING || item(w, args, 0)->len > 32 ||
+    if (!args || item(w, args, 0)->kind != PICKLE_STRING ||
+        item(w, args, 0)->len > 32 ||
         (args->n == 2 && item(w, args, 1)->kind != PICKLE_INT))
         return fail(w, "the arguments of torch.device are not those of torch.save");
     int n = snprintf(text, sizeof text, "%.*s", (int)item(w, args, 0)->len,
                      item(w, args, 0)->str);
     if (args->n == 2)
-        n += snprintf(text + n, sizeof text - (size_t)n, ":%" PRId64, item(w, args, 1)->i);
+        n += snprintf(text + n, sizeof text - (size_t)n, ":%" PRId64,
+                      item(w, args, 1)->i);
     return add_text(w, text, (size_t)n);
 }
 
@@ -273,7 +283,8 @@ static int visit_dict(walk *w, const pickle_value *v)
             int n = snprintf(number, sizeof number, "%" PRId64, key->i);
             status = visit_child(w, number, (size_t)n, item(w, v, i + 1));
         } else {
-            status = fail(w, "a dict with a key that is neither text nor a whole number");
+            status =
+                fail(w, "a dict with a key that is neither text nor a whole number");
         }
         if (status)
             return -1;
@@ -384,8 +395,8 @@ static const zip_member *find_folder(walk *w)
 static int check_members(walk *w)
 {
     static const char *const others[] = {
-        "data.pkl",           "byteorder", "version", ".format_version",
-        ".storage_alignment", ".data/serialization_id"};
+        "data.pkl",        "byteorder",          "version",
+        ".format_version", ".storage_alignment", ".data/serialization_id"};
     for (size_t i = 0; i < w->z.n; i++) {
         const zip_member *m = &w->z.list[i];
         int known = 0;
@@ -399,7 +410,8 @@ static int check_members(walk *w)
         if (rest == m->name || strncmp(rest, "data/", 5) != 0)
             return err_set(w->err, w->cap, "member %s is not one of torch.save",
                            name_z(m->name).text);
-        if (tensors_add_piece(w->f, m->name, m->offset, m->size, m->crc, w->err, w->cap))
+        if (tensors_add_piece(w->f, m->name, m->offset, m->size, m->crc, w->err,
+                              w->cap))
             return -1;
     }
     return 0;
@@ -416,7 +428,8 @@ static int check_order(walk *w)
         return -1;
     int little = strcmp(text, "little") == 0;
     if (!little)
-        err_set(w->err, w->cap, "its byte order is \"%s\"; only little-endian files are read",
+        err_set(w->err, w->cap,
+                "its byte order is \"%s\"; only little-endian files are read",
                 name_n(text, (size_t)m->size).text);
     free(text);
     return little ? 0 : -1;

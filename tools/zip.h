@@ -1,4 +1,4 @@
-/* zip.h: zip files whose members are stored, not compressed: PyTorch's .pt and NumPy's
+/* zip.h: reads and writes zip files whose members are stored, not compressed: PyTorch's .pt and NumPy's
  * .npz. Sizes and CRC-32 are those of the central directory (torch.save leaves them zero
  * in front of a member and puts a data descriptor behind it; np.savez writes 0xFFFFFFFF
  * and a zip64 field there); where the local header states a value, it must be the same.
@@ -44,5 +44,18 @@ int zip_is_torch(const tensor_file *f, int *torch, char *err, size_t cap);
 
 /* The CRC-32 of what `crc` (0 at first) stands for, followed by n more bytes. */
 uint32_t zip_crc(uint32_t crc, const void *data, size_t n);
+
+/* ---- writing ---- */
+
+typedef struct zip_writer zip_writer;
+
+zip_writer *zip_writer_create(const char *path, char *err, size_t cap);
+/* Begins a member of exactly `size` bytes; its data follows, in any number of parts. */
+int zip_writer_member(zip_writer *w, const char *name, uint64_t size, char *err,
+                      size_t cap);
+int zip_writer_data(zip_writer *w, const void *data, size_t size, char *err,
+                    size_t cap);
+int zip_writer_commit(zip_writer *w, char *err, size_t cap); /* frees w either way */
+void zip_writer_abort(zip_writer *w);                        /* NULL is a no-op */
 
 #endif
