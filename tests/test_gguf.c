@@ -287,10 +287,14 @@ static void test_bad_tensors(void)
     one(&b, 0, 1, 1, 8, 0, 34);
     refuse(&b, "tensor t: rows of 1 are not whole blocks of 32 (Q8_0)");
     one(&b, 1, 256, 1, 12, 0, 144);
-    refuse(&b, "tensor t is Q4_K; F32, F16, BF16, Q8_0 and Q4_0 are read: convert the "
-               "original checkpoint");
-    one(&b, 1, 256, 1, 14, 0, 210);
-    refuse(&b, "tensor t is Q6_K; ");
+    refuse(
+        &b,
+        "tensor t is Q4_K; F32, F16, BF16, Q8_0, Q6_K and Q4_0 are read: convert the "
+        "original checkpoint");
+    one(&b, 1, 256, 1, 13, 0, 176);
+    refuse(&b, "tensor t is Q5_K; ");
+    one(&b, 1, 128, 2, 14, 0, 210);
+    refuse(&b, "tensor t: rows of 128 are not whole blocks of 256 (Q6_K)");
     one(&b, 1, 32, 1, 39, 0, 17);
     refuse(&b, "tensor t is MXFP4; ");
     one(&b, 1, 32, 1, 4, 0, 18);
@@ -462,6 +466,49 @@ static void test_blocks(void)
         CHECK(x[i] == 0.5f * (float)(i - 8) && x[16 + i] == 0.5f * (float)(7 - i));
     CHECK(tensor_f32(tensors_find(f, "bad"), 0, 32, x, err, sizeof err) != 0);
     CHECK(strstr(err, "tensor bad: element [0] is infinite") != NULL);
+    tensors_close(f);
+    free(block);
+}
+
+/* Q6_K by hand: number i of every 16 scales, and what lies in two blocks. */
+static void test_q6_k(void)
+{
+    static bytes b;
+    unsigned char *block;
+    float x[512];
+    begin(&b, 3, 1, 0);
+    entry(&b, "q6", 1, 512, 1, 14, 0);
+    data(&b, 0);
+    for (int n = 0; n < 2; n++) {
+        unsigned char p[210] = {0};
+        for (int i = 0; i < 256; i++) {
+            int q = (i * 7 + n) % 64, quarter = i % 128 / 32, k = i % 32,
+                half = i / 128;
+            p[64 * half + 32 * (quarter % 2) + k] |=
+                (unsigned char)((q & 15) << (quarter > 1 ? 4 : 0));
+            p[128 + 32 * half + k] |= (unsigned char)(q >> 4 << 2 * quarter);
+            p[192 + i / 16] = (unsigned char)(i / 16 * 16 - 120);
+        }
+        p[209] = n ? 0xB8 : 0x38; /* -0.5, 0.5 */
+        for (size_t i = 0; i < sizeof p; i++)
+            put(&b, p[i], 1);
+    }
+    tensor_file *f = open_exact(b.p, b.n, &block);
+    if (!CHECK(f != NULL)) {
+        fprintf(stderr, "    %s\n", err);
+        free(block);
+        return;
+    }
+    const tensor *t = tensors_at(f, 0);
+    CHECK(t->n == 512 && tensor_f32(t, 0, 512, x, err, sizeof err) == 0);
+    for (int i = 0; i < 512; i++) {
+        int n = i / 256, k = i % 256;
+        CHECK(x[i] == (n ? -0.5f : 0.5f) * (float)(k / 16 * 16 - 120) *
+                          (float)((k * 7 + n) % 64 - 32));
+    }
+    float part[10];
+    CHECK(tensor_f32(t, 250, 10, part, err, sizeof err) == 0 &&
+          memcmp(part, x + 250, sizeof part) == 0);
     tensors_close(f);
     free(block);
 }
@@ -897,6 +944,7 @@ int main(int argc, char **argv)
     test_bad_tensors();
     test_values();
     test_blocks();
+    test_q6_k();
     test_fixture();
     test_prefixes();
     test_convert_fixture();

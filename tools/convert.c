@@ -28,7 +28,7 @@ static const char usage[] =
     "\n"
     "FOLDER is a Qwen3 checkpoint as Hugging Face saves it (config.json,\n"
     "*.safetensors, tokenizer.json), a GGUF file of one (F32, F16, BF16, Q8_0,\n"
-    "Q4_0), or a SAELens SAE (cfg.json, sae_weights.safetensors). Several SAE\n"
+    "Q6_K, Q4_0), or a SAELens SAE (cfg.json, sae_weights.safetensors). Several SAE\n"
     "folders become one suite. Weights keep their stored values: bf16 stays bf16,\n"
     "all else becomes f32. A folder with tokenizer.json and neither configuration\n"
     "nor weights becomes a file that holds the tokenizer alone.\n"

@@ -40,7 +40,7 @@ static const model_names names = {
     ARCH ".attention.head_count_kv",
     ARCH ".attention.key_length",
     ARCH ".feed_forward_length",
-    "F32, BF16, F16, Q8_0 and Q4_0",
+    "F32, BF16, F16, Q8_0, Q6_K and Q4_0",
 };
 
 /* ---- keys ---- */
@@ -340,8 +340,7 @@ static const gguf_value *get_strings(gguf_input *g, const char *key)
 static tok_item *read_items(gguf_input *g, const gguf_value *v)
 {
     size_t at = 0, n;
-    tok_item *list =
-        size_native(v->n, &n) ? NULL : calloc(n + 1, sizeof *list);
+    tok_item *list = size_native(v->n, &n) ? NULL : calloc(n + 1, sizeof *list);
     if (!list) {
         err_set(g->err, g->cap, "out of memory");
         return NULL;

@@ -46,7 +46,7 @@ static const data_type data_types[] = {
     {11, "Q3_K", TENSOR_TYPE_COUNT},
     {12, "Q4_K", TENSOR_TYPE_COUNT},
     {13, "Q5_K", TENSOR_TYPE_COUNT},
-    {14, "Q6_K", TENSOR_TYPE_COUNT},
+    {14, "Q6_K", TENSOR_Q6_K},
     {15, "Q8_K", TENSOR_TYPE_COUNT},
     {16, "IQ2_XXS", TENSOR_TYPE_COUNT},
     {17, "IQ2_XS", TENSOR_TYPE_COUNT},
@@ -343,7 +343,7 @@ static int check_type(reader *r, const char *name, uint32_t id, tensor *t)
     if (t->type == TENSOR_TYPE_COUNT)
         return err_set(
             r->err, r->cap,
-            "tensor %s is %s; F32, F16, BF16, Q8_0 and Q4_0 are read: convert "
+            "tensor %s is %s; F32, F16, BF16, Q8_0, Q6_K and Q4_0 are read: convert "
             "the original checkpoint, or make a GGUF file of one of these types "
             "(llama-quantize --pure)",
             name, type->name);

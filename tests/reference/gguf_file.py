@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """GGUF files of random Qwen3 models, written by the PyPI package `gguf` (0.19) as llama.cpp's converter does, against the
-checkpoint folders that they were made of: the same tensors, logits and ids, bit for bit. Q8_0 and Q4_0 against the
-package's own dequantize. (Not called gguf.py: that would hide the package.)
+checkpoint folders that they were made of: the same tensors, logits and ids, bit for bit. Q8_0, Q6_K and Q4_0 against
+the package's own dequantize. (Not called gguf.py: that would hide the package.)
 
 --fixture FOLDER writes tests/fixtures/qwen3.gguf there and prints the sums that tests/test_gguf.c compares.
 """
@@ -152,19 +152,19 @@ def quantised(checks, qsae, s, kind, options=()):
 
 def raw_blocks(checks, qsae):
     """Blocks no quantiser makes: every f16 scale that is finite, subnormal and negative ones too, any numbers."""
-    s = models.Spec("gguf_raw", 256, 288, 1, 2, 1, 32, vocab=1024, dtype="F32", tied=False, seed=5005)
+    s = models.Spec("gguf_raw", 256, 512, 1, 8, 1, 32, vocab=1024, dtype="F32", tied=False, seed=5005)
     folder, rng = models.make(s, BUILD / s.name), np.random.default_rng(5)
     c = json.loads((folder / "config.json").read_text())
-    for kind, size in ((T.Q8_0, 34), (T.Q4_0, 18)):
+    for kind, block, size, at in ((T.Q8_0, 32, 34, 0), (T.Q4_0, 32, 18, 0), (T.Q6_K, 256, 210, 208)):
         out, said = {}, {}
         for name, x in tensors(folder).items():
             if x.dim() == 1:
                 out[rename(name)], said[name] = (x.numpy(), T.F32), x
                 continue
-            data = rng.integers(0, 256, (x.shape[0], x.shape[1] // 32, size), dtype=np.uint8)
+            data = rng.integers(0, 256, (x.shape[0], x.shape[1] // block, size), dtype=np.uint8)
             scale = np.resize(np.arange(1 << 16, dtype=np.uint16)[rng.permutation(1 << 16)], data.shape[:2])
             scale[(scale & 0x7C00) == 0x7C00] ^= 0x4000
-            data[:, :, :2] = scale[..., None].view(np.uint8)
+            data[:, :, at:at + 2] = scale[..., None].view(np.uint8)
             data = data.reshape(x.shape[0], -1)
             out[rename(name)], said[name] = (data, kind), torch.from_numpy(gguf.quants.dequantize(data, kind).copy())
         path = write(BUILD / f"{s.name}.gguf", c, out)
