@@ -51,6 +51,14 @@ says 'warning: EV -.*wrong load' --check "$model" --site attn_out
 says 'warning: EV -.*wrong load' --check "$model" --layer 3
 says '^resid_pre 0 "sae"$' --check "$model" --site resid_pre --layer 0
 
+# a near miss explains much, and another place more
+says 'warning: resid_post of layer 2 fits better: EV 0\.[6-9].*--site resid_post --layer 2?$' --check "$model" --layer 1
+says 'warning: resid_post of layer 2 fits better' --check "$model" --check-text "$work/text" --site resid_mid
+says 'warning: resid_post of layer 2 fits better' --check "$model" --check-text "$work/text" --layer 3
+says 'warning: resid_post of layer 2 fits better' --check "$model" --check-text "$work/text" --site attn_out --layer 0
+$QSAE convert $sae -o "$out" --check "$model" > "$work/out" 2>&1
+check "no warning where it is right" test "$(grep -c warning "$work/out")" -eq 0
+
 # the same bits whatever the threads: two runs print the same
 $QSAE convert $sae -o "$out" --check "$model" > "$work/a" 2>&1
 $QSAE convert $sae -o "$out" --check "$model" > "$work/b" 2>&1

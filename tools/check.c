@@ -16,14 +16,17 @@
 #include "cmd.h"
 #include "input.h"
 
-#define MAX_TOKENS 4096         /* of a text file */
-#define MAX_PIECE  512          /* tokens of one sequence */
-#define MAX_TEXT   (1u << 20)   /* bytes of a text file that are read */
-#define MAX_ROWS   (256u << 20) /* bytes of captured rows at once */
-#define BLOCK      32           /* rows encoded together */
-#define SINK       10.0         /* times the median norm */
-#define BAD_EV     0.3          /* below: probably a wrong load */
-#define LOW_EV     0.6
+#define MAX_TOKENS  4096         /* of a text file */
+#define MAX_PIECE   512          /* tokens of one sequence */
+#define MAX_TEXT    (1u << 20)   /* bytes of a text file that are read */
+#define MAX_ROWS    (256u << 20) /* bytes of captured rows at once */
+#define BLOCK       32           /* rows encoded together */
+#define SINK        10.0         /* times the median norm */
+#define BAD_EV      0.3          /* below: probably a wrong load */
+#define BETTER      0.05         /* of EV, to name another site */
+#define SCAN_PIECES 3            /* beginnings of sequences that are tried elsewhere */
+#define SCAN_TOKENS 72           /* all of them together */
+#define LOW_EV      0.6
 
 typedef struct piece {
     size_t first, n; /* tokens */
@@ -470,7 +473,8 @@ static void print_result(const char *what, const result *r)
                r->l0, r->ev, r->fvu, r->cosine, r->mean_f, r->ratio);
 }
 
-static void verdict(const member *m, const result *r)
+/* hint: of scan */
+static void verdict(const member *m, const result *r, const char *hint)
 {
     static const char *wrong =
         "this looks like a wrong load (site, layer, orientation or normalisation?)";
@@ -489,8 +493,10 @@ static void verdict(const member *m, const result *r)
             "  EV %.2f: low; compare with what its authors report, or with text like "
             "theirs (--check-text)\n",
             r->ev);
-    else
+    else if (!hint[0])
         printf("  EV %.2f: it explains this site\n", r->ev);
+    if (hint[0])
+        printf("  warning: %s\n", hint);
 }
 
 static void print_head(const member *m)
@@ -503,39 +509,160 @@ static void print_head(const member *m)
            "n", "L0", "EV", "FVU", "cosine", "|f|", "|z|/|y|");
 }
 
+/* Every token of the text through one SAE, and which of them are sinks. */
+static int evaluate(const sae_check *c, const member *m, work *w, size_t *n_large,
+                    double *largest)
+{
+    int code = work_begin(w, c, m);
+    for (size_t at = 0; at < c->n && code == CMD_OK; at += BLOCK) {
+        size_t n = c->n - at < BLOCK ? c->n - at : BLOCK;
+        code = work_rows(w, m, at, n);
+        for (size_t i = 0; i < n && code == CMD_OK; i++)
+            sum_row(w, m, at, i);
+    }
+    return code == CMD_OK ? mark_sinks(c, m, w, n_large, largest) : code;
+}
+
+/* ---- where would it fit? ---- */
+
+/* The beginnings of some sequences, as a text of its own. */
+static int short_text(const sae_check *c, sae_check *s)
+{
+    *s = *c;
+    s->n = s->n_pieces = 0;
+    s->ids = malloc(SCAN_TOKENS * sizeof *s->ids);
+    s->pieces = malloc(SCAN_PIECES * sizeof *s->pieces);
+    if (!s->ids || !s->pieces)
+        return complain(CMD_FAILED, "out of memory");
+    size_t pieces = c->n_pieces < SCAN_PIECES ? c->n_pieces : SCAN_PIECES;
+    for (size_t i = 0; i < pieces; i++) {
+        const piece *p = &c->pieces[i];
+        size_t n = p->n < SCAN_TOKENS / pieces ? p->n : SCAN_TOKENS / pieces;
+        memcpy(s->ids + s->n, c->ids + p->first, n * sizeof *s->ids);
+        s->pieces[s->n_pieces++] = (piece){s->n, n};
+        s->n += n;
+    }
+    return CMD_OK;
+}
+
+static int is_residual(qsae_site site)
+{
+    return site == QSAE_RESID_PRE || site == QSAE_RESID_MID || site == QSAE_RESID_POST;
+}
+
+/* Where else to look: at its site, or if that is one of the residual stream's at all of
+ * these, in the layers beside its own; if it explains nothing where it is, at every site
+ * of its width. RESID_PRE is RESID_POST of the layer before. */
+static int is_candidate(const sae_check *c, const member *m, qsae_site site, int layer,
+                        int everywhere)
+{
+    int near = layer >= m->info.layer_in - 1 && layer <= m->info.layer_in + 1;
+    if (site == m->info.site_in)
+        return near || everywhere;
+    if (qsae_site_width(c->model, site) != (size_t)m->info.d_in ||
+        (site == QSAE_RESID_PRE && layer > 0))
+        return 0;
+    return everywhere || (near && is_residual(site) && is_residual(m->info.site_in));
+}
+
+static int want_candidates(const sae_check *c, const member *m, int everywhere, rows *r)
+{
+    for (int layer = 0; layer < c->info.n_layers; layer++)
+        for (int site = 0; site < QSAE_SITE_COUNT; site++)
+            if (is_candidate(c, m, (qsae_site)site, layer, everywhere) &&
+                !want_rows(c, r, (qsae_site)site, layer))
+                return complain(CMD_FAILED, "out of memory");
+    return CMD_OK;
+}
+
+/* EV of the SAE at every candidate: *best, and *own where it says it belongs. */
+static int scan_rows(const sae_check *c, const member *m, const rows *r, result *own,
+                     result *best, size_t *best_at)
+{
+    for (size_t i = 0; i < r->n; i++) {
+        member there = *m;
+        work w;
+        result e;
+        size_t n_large;
+        double largest;
+        there.in = there.out = r->list[i].rows;
+        int code = evaluate(c, &there, &w, &n_large, &largest);
+        if (code == CMD_OK)
+            code = measure(c, &there, w.tokens, 0, &e);
+        work_free(&w);
+        if (code != CMD_OK)
+            return code;
+        if (r->list[i].site == m->info.site_in && r->list[i].layer == m->info.layer_in)
+            *own = e;
+        if (i == 0 || e.ev > best->ev) {
+            *best = e;
+            *best_at = i;
+        }
+    }
+    return CMD_OK;
+}
+
+/* A sentence if another site or layer fits clearly better, else "". */
+static int scan(const sae_check *c, const member *m, int everywhere, char *hint,
+                size_t room)
+{
+    sae_check s;
+    rows r = {calloc(QSAE_SITE_COUNT * (size_t)c->info.n_layers, sizeof *r.list), 0};
+    result own = {0, 0, 0, 0, 0, 0, 0}, best = own;
+    size_t at = 0;
+    int code = r.list ? CMD_OK : complain(CMD_FAILED, "out of memory");
+    int have = short_text(c, &s);
+    if (code == CMD_OK)
+        code = have;
+    if (code == CMD_OK)
+        code = want_candidates(&s, m, everywhere, &r);
+    if (code == CMD_OK)
+        code = run_model(&s, &r);
+    if (code == CMD_OK)
+        code = scan_rows(&s, m, &r, &own, &best, &at);
+    if (code == CMD_OK && best.n > 1 && best.ev > LOW_EV && best.ev > own.ev + BETTER)
+        snprintf(
+            hint, room,
+            "%s of layer %d fits better: EV %.2f, here %.2f (of %zu tokens); --site "
+            "%s --layer %d?",
+            qsae_site_name(r.list[at].site), (int)r.list[at].layer, best.ev, own.ev,
+            best.n, qsae_site_name(r.list[at].site), (int)r.list[at].layer);
+    free(s.ids);
+    free(s.pieces);
+    free_rows(&r);
+    return code;
+}
+
+/* ---- the report on one SAE ---- */
+
 static int check_member(const sae_check *c, const member *m)
 {
     work w;
-    result with, without;
+    result without, with;
     size_t n_large = 0, n_fired = 0;
     double largest = 0;
-    int code = work_begin(&w, c, m);
-    for (size_t at = 0; at < c->n && code == CMD_OK; at += BLOCK) {
-        size_t n = c->n - at < BLOCK ? c->n - at : BLOCK;
-        code = work_rows(&w, m, at, n);
-        for (size_t i = 0; i < n && code == CMD_OK; i++)
-            sum_row(&w, m, at, i);
-    }
-    if (code == CMD_OK)
-        code = mark_sinks(c, m, &w, &n_large, &largest);
+    char hint[256] = "";
+    int code = evaluate(c, m, &w, &n_large, &largest);
     if (code == CMD_OK)
         code = measure(c, m, w.tokens, 0, &without);
     if (code == CMD_OK)
         code = measure(c, m, w.tokens, 1, &with);
     for (int32_t i = 0; i < m->info.d_sae && code == CMD_OK; i++)
         n_fired += w.fired[i];
-    if (code == CMD_OK) {
-        print_head(m);
-        print_result("without sinks", &without);
-        print_result("all", &with);
-        printf(
-            "  %zu of %d features fired; %.2f%% of the tokens have a norm above 10 x the "
-            "median (largest %.1f x)\n",
-            n_fired, (int)m->info.d_sae, 100 * (double)n_large / (double)c->n, largest);
-        verdict(m, &without);
-    }
     work_free(&w);
-    return code;
+    if (code == CMD_OK && without.n > 0 && !m->info.is_transcoder)
+        code = scan(c, m, !(without.ev >= BAD_EV), hint, sizeof hint);
+    if (code != CMD_OK)
+        return code;
+    print_head(m);
+    print_result("without sinks", &without);
+    print_result("all", &with);
+    printf(
+        "  %zu of %d features fired; %.2f%% of the tokens have a norm above 10 x the "
+        "median (largest %.1f x)\n",
+        n_fired, (int)m->info.d_sae, 100 * (double)n_large / (double)c->n, largest);
+    verdict(m, &without, hint);
+    return CMD_OK;
 }
 
 /* ---- all of a file ---- */

@@ -1,7 +1,8 @@
 /* check.h: `qsae convert SAE --check MODEL`: does a converted SAE explain the site that it
  * says it reads? A short text goes through the model; what every SAE of the file makes of
  * its rows is printed. A wrong load (site, layer, orientation, normalisation) shows as an
- * explained variance near zero or below.
+ * explained variance near zero or below; a near miss (the layer beside, another site of
+ * the residual stream) as a larger one there, which is looked at as well.
  *
  * Formulas, over tokens t with target y and reconstruction z, in double:
  *     L0      mean number of active features
