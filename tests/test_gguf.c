@@ -37,7 +37,7 @@ typedef struct bytes {
 static void put(bytes *b, uint64_t x, size_t n)
 {
     for (size_t i = 0; i < n; i++)
-        b->p[b->n++] = i < 8 ? (unsigned char)(x >> 8 * i) : 0;
+        b->p[b->n++] = (unsigned char)(i < 8 ? x >> 8 * i : 0);
 }
 
 static void put_string(bytes *b, const char *s)
