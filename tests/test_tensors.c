@@ -350,8 +350,8 @@ static void test_containers(void)
         {"PK\5\6", 4, "x: a zip that is cut off: 4 bytes"},
         {"\x93NUMPY", 6, "x: 6 bytes, a .npy has more"},
         {"\x80\x02\x8a\x0al\xfc\x9c", 7, "x: a PyTorch file of before version 1.6"},
-        {"Rar!\x1a\x07\x01\x00", 8, "x: not a safetensors file"},
-        {"<html>..", 8, "x: not a safetensors file"},
+        {"Rar!\x1a\x07\x01\x00", 8, "x: not a file of tensors that is known here"},
+        {"<html>..", 8, "x: not a file of tensors that is known here"},
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         CHECK(tensors_open_memory(rows[i].bytes, rows[i].n, "x", err, sizeof err) ==
