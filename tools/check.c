@@ -67,19 +67,18 @@ typedef struct result {
 
 /* ---- the text ---- */
 
-static int grow(void **list, size_t item, size_t need, size_t *cap)
+/* Room for `need` items; NULL after a complaint, the list is then as before. */
+static void *grow(void *list, size_t item, size_t need, size_t *cap)
 {
     size_t more = *cap ? *cap : 64;
     while (more < need)
         more *= 2;
-    if (more == *cap)
-        return CMD_OK;
-    void *p = realloc(*list, more * item);
+    void *p = more == *cap ? list : realloc(list, more * item);
     if (!p)
-        return complain(CMD_FAILED, "out of memory");
-    *list = p;
-    *cap = more;
-    return CMD_OK;
+        complain(CMD_FAILED, "out of memory");
+    else
+        *cap = more;
+    return p;
 }
 
 /* The tokens of one text, cut into sequences. */
@@ -91,8 +90,10 @@ static int add_text(sae_check *c, const char *text, size_t len)
         qsae_tokenize(c->model, text, len, QSAE_TOK_SPECIAL, NULL, 0, &n, &e);
     if (s != QSAE_OK && !(s == QSAE_E_LIMIT && n > 0))
         return complain(CMD_FAILED, "--check: %.300s: %s", c->model_path, e.text);
-    if (grow((void **)&c->ids, sizeof *c->ids, c->n + n + 1, &c->cap_ids) != CMD_OK)
+    int32_t *ids = grow(c->ids, sizeof *ids, c->n + n + 1, &c->cap_ids);
+    if (!ids)
         return CMD_FAILED;
+    c->ids = ids;
     if (n > 0 && qsae_tokenize(c->model, text, len, QSAE_TOK_SPECIAL, c->ids + c->n, n,
                                &n, &e) != QSAE_OK)
         return complain(CMD_FAILED, "--check: %.300s: %s", c->model_path, e.text);
@@ -104,9 +105,11 @@ static int add_text(sae_check *c, const char *text, size_t len)
         most = (size_t)c->info.max_positions;
     for (size_t end = c->n + n; c->n < end;) {
         size_t m = end - c->n < most ? end - c->n : most;
-        if (grow((void **)&c->pieces, sizeof *c->pieces, c->n_pieces + 1,
-                 &c->cap_pieces) != CMD_OK)
+        piece *pieces =
+            grow(c->pieces, sizeof *pieces, c->n_pieces + 1, &c->cap_pieces);
+        if (!pieces)
             return CMD_FAILED;
+        c->pieces = pieces;
         c->pieces[c->n_pieces++] = (piece){c->n, m};
         c->n += m;
     }
@@ -141,8 +144,8 @@ static int check_ids(const sae_check *c)
                             "--check: the tokenizer gave token %d, the model has %d",
                             (int)c->ids[i], (int)c->info.vocab_size);
     if (c->n < 2)
-        return complain(CMD_FAILED, "--check-text: %.300s: %zu tokens are too few",
-                        c->text_path, c->n);
+        return complain(CMD_FAILED, "--check: %.300s: %zu tokens are too few",
+                        c->text_path ? c->text_path : "the built-in text", c->n);
     return CMD_OK;
 }
 
