@@ -43,7 +43,7 @@ static const struct {
     [TENSOR_F8_E5M2] = {"F8_E5M2", 1, 1}, [TENSOR_F16] = {"F16", 2, 1},
     [TENSOR_BF16] = {"BF16", 2, 1},       [TENSOR_F32] = {"F32", 4, 1},
     [TENSOR_F64] = {"F64", 8, 1},         [TENSOR_Q8_0] = {"Q8_0", 34, 32},
-    [TENSOR_Q4_0] = {"Q4_0", 18, 32},
+    [TENSOR_Q4_0] = {"Q4_0", 18, 32},     [TENSOR_Q6_K] = {"Q6_K", 210, 256},
 };
 
 const char *tensor_type_name(tensor_type type)
@@ -506,7 +506,7 @@ const char *tensors_meta_at(const tensor_file *f, size_t i, const char **value)
 int tensor_is_float(const tensor *t)
 {
     return (t->type >= TENSOR_F16 && t->type <= TENSOR_F64) || t->type == TENSOR_Q8_0 ||
-           t->type == TENSOR_Q4_0;
+           t->type == TENSOR_Q4_0 || t->type == TENSOR_Q6_K;
 }
 
 int tensor_is_int(const tensor *t)
@@ -589,7 +589,7 @@ static uint32_t load16(const unsigned char *p)
     return (uint32_t)p[0] | (uint32_t)p[1] << 8;
 }
 
-/* Both: a scale as f16, then 32 values as bytes, or as nibbles (the low ones are the
+/* Q8_0 and Q4_0: a scale as f16, then 32 values as bytes, or as nibbles (the low ones are the
  * first 16) less 8. */
 static void decode_q8_0(const unsigned char *p, float *out)
 {
@@ -605,6 +605,32 @@ static void decode_q4_0(const unsigned char *p, float *out)
         out[i] = scale * (float)((p[2 + i] & 15) - 8);
         out[i + 16] = scale * (float)((p[2 + i] >> 4) - 8);
     }
+}
+
+/* 256 numbers of 6 bits, less 32: their low halves (128 bytes), their upper bits (64
+ * bytes), a scale for every 16 of them as a byte, one scale for all as f16. Rounded as
+ * ggml does it (dequantize_row_q6_K): the scales' product is exact, the number's is not. */
+static void decode_q6_k(const unsigned char *p, float *out)
+{
+    float scale = f32_of_f16(load16(p + 208));
+    for (int i = 0; i < 256; i++) {
+        int half = i / 128, quarter = i % 128 / 32, k = i % 32;
+        int low = p[64 * half + 32 * (quarter & 1) + k] >> (quarter & 2 ? 4 : 0) & 15;
+        int high = p[128 + 32 * half + k] >> 2 * quarter & 3;
+        int s = p[192 + 8 * half + 2 * quarter + k / 16];
+        out[i] =
+            scale * (float)(s < 128 ? s : s - 256) * (float)((low | high << 4) - 32);
+    }
+}
+
+static void decode_block(tensor_type type, const unsigned char *p, float *out)
+{
+    if (type == TENSOR_Q8_0)
+        decode_q8_0(p, out);
+    else if (type == TENSOR_Q4_0)
+        decode_q4_0(p, out);
+    else
+        decode_q6_k(p, out);
 }
 
 static void decode(tensor_type type, const unsigned char *p, uint64_t n, float *out)
@@ -636,18 +662,18 @@ static int run_blocks(const tensor *t, uint64_t at, uint64_t n, float *out, char
     size_t bytes = types[t->type].bytes;
     unsigned char *scratch = t->file->cache->scratch;
     while (n > 0) {
-        uint64_t block = at / 32, skip = at % 32, most = SCRATCH / bytes;
-        uint64_t blocks = (skip + n + 31) / 32;
+        uint64_t size = types[t->type].block;
+        uint64_t block = at / size, skip = at % size, most = SCRATCH / bytes;
+        uint64_t blocks = (skip + n + size - 1) / size;
         if (blocks > most)
             blocks = most;
         if (tensors_read(t->file, t->offset + block * bytes, scratch, blocks * bytes,
                          err, cap))
             return -1;
         for (uint64_t b = 0; b < blocks; b++) {
-            float v[32];
-            uint64_t m = 32 - skip < n ? 32 - skip : n;
-            (t->type == TENSOR_Q8_0 ? decode_q8_0 : decode_q4_0)(scratch + b * bytes,
-                                                                 v);
+            float v[256];
+            uint64_t m = size - skip < n ? size - skip : n;
+            decode_block(t->type, scratch + b * bytes, v);
             memcpy(out, v + skip, (size_t)m * sizeof *out);
             out += m;
             n -= m;
