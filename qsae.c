@@ -2312,6 +2312,9 @@ static const char *qs_role_name(uint32_t role)
     case QSAE_ROLE_MAG_BIAS: return "mag_bias";
     case QSAE_ROLE_B_DEC: return "b_dec";
     case QSAE_ROLE_SKIP: return "skip";
+    case QSAE_ROLE_SCREEN: return "screen";
+    case QSAE_ROLE_SCREEN_REST: return "screen_rest";
+    case QSAE_ROLE_SCREEN_NORM: return "screen_norm";
     default: return "unknown";
     }
 }
@@ -5142,7 +5145,7 @@ size_t qsae_utf8_complete(const char *text, size_t len)
  * edits, which read single rows, share it, and so agree to the bit.
  * =================================================================================================== */
 
-#define QS_SAE_ROWS 8 /* rows encoded per pass over the weights */
+#define QS_SAE_ROWS 32 /* rows encoded per pass over the weights */
 #define QS_SAE_TILE 64 /* features per unit of work */
 
 struct qsae_sae {
@@ -5158,6 +5161,8 @@ struct qsae_sae {
     const float *b_enc, *theta, *mag_scale, *mag_bias; /* [d_sae] */
     const float *b_dec;                                /* [d_out] */
     qs_mat skip;                                       /* [d_out, d_in], if info.has_skip */
+    qs_mat screen;             /* [d_sae, d_in] Q8, if info.has_screen */
+    const float *rest, *norm;  /* [d_sae]: how far a row of it is from the encoder's, and its length */
     qsae_sae_record record;
 };
 
@@ -5268,6 +5273,15 @@ static qsae_status qs_bind_member(qs_cursor *k, uint32_t g, const qsae_sae_recor
         ((r->flags & QSAE_SAE_SKIP) &&
          (st = qs_expect_mat(k, g, QSAE_ROLE_SKIP, r->d_out, r->d_in, &s->skip, err))))
         return st;
+    if (qs_next_is(k, g, QSAE_ROLE_SCREEN)) {
+        if ((st = qs_expect_mat(k, g, QSAE_ROLE_SCREEN, r->d_sae, r->d_in, &s->screen, err)) ||
+            (st = qs_expect_vector(k, g, QSAE_ROLE_SCREEN_REST, r->d_sae, &s->rest, err)) ||
+            (st = qs_expect_vector(k, g, QSAE_ROLE_SCREEN_NORM, r->d_sae, &s->norm, err)))
+            return st;
+        if (s->screen.type != QSAE_TYPE_Q8)
+            return qs_fail(err, QSAE_E_FORMAT, 0, "tensor %s: type %u, must be %d",
+                           qs_role_name(QSAE_ROLE_SCREEN), s->screen.type, QSAE_TYPE_Q8);
+    }
     if ((r->flags & QSAE_SAE_SKIP) && qs_mat_integer(&s->skip))
         return qs_fail(err, QSAE_E_FORMAT, 0, "tensor %s: type %u; an SAE's matrices are f32 or bf16",
                        qs_role_name(QSAE_ROLE_SKIP), s->skip.type);
@@ -5298,6 +5312,28 @@ static qsae_status qs_bind_sae(qsae_sae *s, uint32_t member, qsae_error *err)
     return qs_expect_end(&k, err);
 }
 
+/* With verification: are rest and norm of the screen as large as they must be? Else encode would lose features. */
+static qsae_status qs_check_screen(const qsae_sae *s, qsae_error *err)
+{
+    for (size_t i = 0; s->screen.w && i < s->d_sae; i++) {
+        const uint8_t *row = s->enc + i * s->enc_row;
+        double rest = 0, norm = 0;
+        for (size_t j = 0; j < s->d_in; j++) {
+            uint16_t h = 0;
+            float e, c = qs_mat_at(&s->screen, i, j);
+            if (s->enc_type == QSAE_TYPE_F32) memcpy(&e, row + 4 * j, 4);
+            else memcpy(&h, row + 2 * j, 2), e = qs_bf16_f32(h);
+            rest += ((double)e - c) * ((double)e - c);
+            norm += (double)c * c;
+        }
+        if (!(s->rest[i] >= sqrt(rest)) || !(s->norm[i] >= sqrt(norm)))
+            return qs_fail(err, QSAE_E_FORMAT, 0,
+                           "screen of feature %zu: rest %g and norm %g are below the %g and %g of its row", i,
+                           (double)s->rest[i], (double)s->norm[i], sqrt(rest), sqrt(norm));
+    }
+    return QSAE_OK;
+}
+
 static void qs_fill_sae_info(qsae_sae *s, uint32_t member, qsae_isa isa)
 {
     const qsae_sae_record *r = &s->record;
@@ -5316,6 +5352,7 @@ static void qs_fill_sae_info(qsae_sae *s, uint32_t member, qsae_isa isa)
     i->norm = (qsae_norm)r->norm;
     i->has_skip = (r->flags & QSAE_SAE_SKIP) != 0;
     i->is_transcoder = r->site_in != r->site_out || r->layer_in != r->layer_out;
+    i->has_screen = s->screen.w != NULL;
     i->weight_type = s->enc_type != s->dec_type ? "mixed" : s->enc_type == QSAE_TYPE_F32 ? "f32" : "bf16";
     i->index = (int32_t)member;
     i->n_members = (int32_t)s->file.head.n_records;
@@ -5343,11 +5380,13 @@ static qsae_status qs_sae_open(const char *path, const void *data, size_t size,
     s->kernels = qs_kernels_of(isa);
     uint32_t member;
     if ((st = qs_bind_sae(s, UINT32_MAX, err)) || /* all records valid before one is chosen by them */
-        (st = qs_select_member(&s->file, options, &member, err)) || (st = qs_bind_sae(s, member, err))) {
+        (st = qs_select_member(&s->file, options, &member, err)) || (st = qs_bind_sae(s, member, err)) ||
+        (options && options->open.verify && (st = qs_check_screen(s, err)))) {
         qsae_sae_close(s);
         return st;
     }
     qs_fill_sae_info(s, member, isa);
+    if (options && options->no_screen) s->info.has_screen = 0;
     *out = s;
     return QSAE_OK;
 }
@@ -5485,7 +5524,7 @@ typedef struct qs_encode_job {
     const qsae_sae *s;
     const float *x; /* [nt, in_ld] */
     size_t nt;
-    float *z; /* [nt, d_sae] */
+    float *z; /* [nt, d_sae up to 16] */
 } qs_encode_job;
 
 static void qs_encode_task(void *arg, size_t lo, size_t hi, size_t thread)
@@ -5495,10 +5534,12 @@ static void qs_encode_task(void *arg, size_t lo, size_t hi, size_t thread)
     (void)thread;
     size_t i0 = lo * QS_SAE_TILE, i1 = qs_min(hi * QS_SAE_TILE, s->d_sae);
     s->kernels->dots[s->enc_type](s->enc + i0 * s->enc_row, s->enc_row, i1 - i0, s->in_ld, j->x, s->in_ld,
-                                  j->nt, j->z + i0, s->d_sae);
+                                  j->nt, j->z + i0, qs_up16(s->d_sae));
     for (size_t t = 0; t < j->nt; t++)
-        for (size_t i = i0; i < i1; i++)
-            j->z[t * s->d_sae + i] = qs_feature_value(s, i, j->z[t * s->d_sae + i]);
+        for (size_t i = i0; i < i1; i++) {
+            float *z = &j->z[t * qs_up16(s->d_sae) + i];
+            *z = qs_feature_value(s, i, *z);
+        }
 }
 
 static void qs_encode_dense(const qsae_sae *s, const float *x, size_t nt, float *z, int n_threads)
@@ -5543,25 +5584,31 @@ static void qs_keep_group_max(const qsae_sae *s, float *z)
     }
 }
 
+static size_t qs_units(const qsae_sae *s) { return (s->d_sae + QS_SAE_TILE - 1) / QS_SAE_TILE; }
+
 /* The scratch of encode and decode. */
 typedef struct qs_sae_scratch {
     float *x;      /* [QS_SAE_ROWS, in_ld] normalised inputs */
-    float *z;      /* [QS_SAE_ROWS, d_sae] */
+    float *z;      /* [QS_SAE_ROWS, d_sae up to 16] */
     float *y;      /* [out_ld up to 16] one output row; and the skip's */
     float *skip;
-    qs_pair *heap; /* [k] */
+    qs_pair *heap; /* [QS_SAE_ROWS, 2 k] */
+    qs_group *packed;  /* [QS_SAE_ROWS, groups of d_in], for a screen */
+    uint32_t *checked; /* [units of QS_SAE_TILE features or rows]: values computed exactly */
 } qs_sae_scratch;
 
 static size_t qs_lay_sae_scratch(const qsae_sae *s, size_t n, void *base, qs_sae_scratch *to)
 {
     qs_carve c = {base, 0, 0};
     size_t rows = qs_min(n, QS_SAE_ROWS), d_out = qs_up16(s->out_ld), cells;
-    if (!qs_mul(rows, s->d_sae, &cells)) return SIZE_MAX;
+    if (!qs_mul(rows, qs_up16(s->d_sae), &cells)) return SIZE_MAX;
     to->x = qs_cut(&c, rows * s->in_ld, sizeof(float));
     to->z = qs_cut(&c, cells, sizeof(float));
     to->y = qs_cut(&c, d_out, sizeof(float));
     to->skip = qs_cut(&c, d_out, sizeof(float));
-    to->heap = qs_cut(&c, (size_t)s->info.k, sizeof(qs_pair));
+    to->heap = qs_cut(&c, 2 * rows * (size_t)s->info.k, sizeof(qs_pair));
+    to->packed = qs_cut(&c, s->info.has_screen ? rows * qs_groups(s->d_in) : 0, sizeof(qs_group));
+    to->checked = qs_cut(&c, s->info.has_screen ? qs_units(s) + rows : 0, sizeof(uint32_t));
     return c.overflow ? SIZE_MAX : c.used;
 }
 
@@ -5590,22 +5637,210 @@ static qsae_status qs_take_scratch(const qsae_sae *s, size_t n, void *scratch, s
     return QSAE_OK;
 }
 
+/* ---- screened encode
+ *
+ * The screen is a copy of the encoder with integer weights: row i is e'_i, |e_i - e'_i| <= rest_i and |e'_i| <=
+ * norm_i. Its product with x' (x as 16-bit integers) is read at half the bytes and bounds the exact one:
+ *
+ *     |z_i - z'_i| <= rest_i |x| + norm_i |x - x'| + roundings =: eps_i      (Cauchy and Schwarz)
+ *
+ * What cannot fire for certain is 0; every other row is computed by the kernel that the dense encode uses. So the
+ * result has the dense encode's bits, whatever the screen holds as long as rest and norm are true.
+ *
+ *   threshold t    row i is out if z'_i + eps_i <= t
+ *   top k          the k largest z' are computed exactly; the least of them is at most the true k-th, so row i is out
+ *                  if z'_i + eps_i is below it
+ *
+ * Roundings, u = 2^-24: the exact kernel's chain, the screen's sums and its factors are each at most m u |.| |x| with
+ * m below; the last additions at most 16 u (|z'| + |b|). A row with eps >= 1e30 is computed: below that no partial sum
+ * of the exact kernel overflows. */
+
+static int qs_screens(const qsae_sae *s)
+{
+    return s->info.has_screen && s->info.activation != QSAE_ACT_GROUPMAX;
+}
+
+typedef struct qs_bound {
+    float rest, norm; /* what multiplies rest_i and norm_i */
+} qs_bound;
+
+/* x [in_ld] and the same packed */
+static qs_bound qs_screen_bound(const qsae_sae *s, const float *x, const qs_group *g)
+{
+    static const uint8_t place[4] = {0, 2, 1, 3};
+    double length = sqrt(qs_dot_double(x, x, s->d_in)), lost = 0;
+    double mu = ((double)(s->in_ld / 16) + (double)qs_groups(s->d_in) + 64) / 16777216.0;
+    for (size_t j = 0; j < s->d_in; j++) {
+        const qs_group *of = &g[j / QS_GROUP];
+        double d = (double)x[j] - (double)of->scale * of->pairs[j % QS_GROUP / 4 * 4 + place[j % 4]];
+        lost += d * d;
+    }
+    lost = sqrt(lost);
+    qs_bound b = {(float)(length * (1 + mu) * 1.000001), (float)((lost + mu * (length + lost)) * 1.000001)};
+    return b;
+}
+
+static float qs_screen_eps(const qsae_sae *s, qs_bound b, size_t i, float score)
+{
+    const float u16 = 16.0f / 16777216.0f;
+    return (s->rest[i] * b.rest + s->norm[i] * b.norm + u16 * (fabsf(score) + fabsf(s->b_enc[i]))) * 1.00001f + 1e-30f;
+}
+
+typedef struct qs_screen_job {
+    const qsae_sae *s;
+    const qs_sae_scratch *w;
+    size_t nt;
+    qs_bound bound[QS_SAE_ROWS];
+} qs_screen_job;
+
+static float qs_exact_dot(const qsae_sae *s, size_t i, const float *x)
+{
+    float dot;
+    s->kernels->dots[s->enc_type](s->enc + i * s->enc_row, s->enc_row, 1, s->in_ld, x, s->in_ld, 1, &dot, 1);
+    return dot;
+}
+
+/* Features i0 .. i1 - 1 of row t: screen products in, values out. Returns how many were computed exactly. */
+static uint32_t qs_screen_unit(const qs_screen_job *j, size_t t, size_t i0, size_t i1)
+{
+    const qsae_sae *s = j->s;
+    const float *x = j->w->x + t * s->in_ld;
+    float *z = j->w->z + t * qs_up16(s->d_sae);
+    uint8_t maybe[QS_SAE_TILE];
+    uint32_t count = 0;
+    for (size_t i = i0; i < i1; i++) {
+        float score = z[i] + s->b_enc[i], eps = qs_screen_eps(s, j->bound[t], i, score);
+        float least = s->theta ? s->theta[i] : 0.0f;
+        maybe[i - i0] = !(score + eps <= least && eps < 1e30f);
+        count += maybe[i - i0];
+    }
+    if (count > QS_SAE_TILE / 4) { /* so many are cheaper together */
+        s->kernels->dots[s->enc_type](s->enc + i0 * s->enc_row, s->enc_row, i1 - i0, s->in_ld, x, s->in_ld, 1, z + i0,
+                                      QS_SAE_TILE);
+        for (size_t i = i0; i < i1; i++) z[i] = qs_feature_value(s, i, z[i]);
+        return (uint32_t)(i1 - i0);
+    }
+    for (size_t i = i0; i < i1; i++) z[i] = maybe[i - i0] ? qs_feature_value(s, i, qs_exact_dot(s, i, x)) : 0.0f;
+    return count;
+}
+
+static void qs_screen_task(void *arg, size_t lo, size_t hi, size_t thread)
+{
+    const qs_screen_job *j = arg;
+    const qsae_sae *s = j->s;
+    (void)thread;
+    for (size_t u = lo; u < hi; u++) {
+        size_t i0 = u * QS_SAE_TILE, i1 = qs_min(i0 + QS_SAE_TILE, s->d_sae);
+        s->kernels->mmq[0](s->screen.w + i0 / 16 * s->screen.block, s->screen.block, qs_up16(i1 - i0) / 16,
+                           qs_groups(s->d_in), j->w->packed, j->nt, j->w->z + i0, qs_up16(s->d_sae));
+        j->w->checked[u] = 0;
+        for (size_t t = 0; t < j->nt && s->info.activation != QSAE_ACT_TOPK; t++)
+            j->w->checked[u] += qs_screen_unit(j, t, i0, i1);
+    }
+}
+
+/* The k first of p [n] by `before`, as a heap in h, whose h[0] is the last of them. */
+static void qs_heap_offer(qs_pair *h, size_t *n, size_t k, qs_pair p)
+{
+    if (*n < k) {
+        h[(*n)++] = p;
+        if (*n == k) qs_heapify(h, k, qs_larger_first);
+    } else if (qs_larger_first(p, h[0])) {
+        h[0] = p;
+        qs_sift(h, k, 0, qs_larger_first);
+    }
+}
+
+/* Row t of z: screen products in; the k largest exact values, if positive, out, all else 0. */
+static uint32_t qs_screen_top_k(const qs_screen_job *j, size_t t)
+{
+    const qsae_sae *s = j->s;
+    const float *x = j->w->x + t * s->in_ld;
+    size_t k = (size_t)s->info.k, n = 0, kept = 0, next = 0;
+    float *z = j->w->z + t * qs_up16(s->d_sae);
+    qs_pair *likely = j->w->heap + 2 * t * k, *best = likely + k;
+    uint32_t count = (uint32_t)k;
+    for (size_t i = 0; i < s->d_sae; i++) {
+        qs_pair p = {z[i] + s->b_enc[i], (uint32_t)i};
+        if (p.value != p.value) p.value = INFINITY; /* must be computed */
+        z[i] = p.value;
+        qs_heap_offer(likely, &n, k, p);
+    }
+    qs_sort(likely, k, qs_index_first);
+    int bad = 0;
+    for (size_t i = 0; i < k; i++) {
+        qs_pair p = {qs_feature_value(s, likely[i].index, qs_exact_dot(s, likely[i].index, x)), likely[i].index};
+        bad |= !qs_finite(p.value);
+        qs_heap_offer(best, &kept, k, p);
+    }
+    for (size_t i = 0; i < s->d_sae && !bad; i++) {
+        if (next < k && likely[next].index == i) {
+            next++;
+            continue;
+        }
+        float eps = qs_screen_eps(s, j->bound[t], i, z[i]);
+        if (z[i] + eps < best[0].value && eps < 1e30f) continue;
+        qs_pair p = {qs_feature_value(s, i, qs_exact_dot(s, i, x)), (uint32_t)i};
+        count++;
+        bad |= !qs_finite(p.value);
+        qs_heap_offer(best, &kept, k, p);
+    }
+    qs_sort(best, k, qs_index_first);
+    memset(z, 0, s->d_sae * sizeof *z);
+    for (size_t i = 0; i < k; i++)
+        if (best[i].value > 0.0f) z[best[i].index] = best[i].value;
+    if (bad) z[0] = NAN; /* the caller's check finds it */
+    return count;
+}
+
+static void qs_screen_top_k_task(void *arg, size_t lo, size_t hi, size_t thread)
+{
+    const qs_screen_job *j = arg;
+    (void)thread;
+    for (size_t t = lo; t < hi; t++) j->w->checked[qs_units(j->s) + t] = qs_screen_top_k(j, t);
+}
+
+/* The values of nt normalised rows w->x into w->z, selected. Returns how many were computed exactly. */
+static uint64_t qs_encode_screened(const qsae_sae *s, const qs_sae_scratch *w, size_t nt, int n_threads)
+{
+    qs_screen_job job;
+    uint64_t checked = 0;
+    job.s = s;
+    job.w = w;
+    job.nt = nt;
+    for (size_t t = 0; t < nt; t++) {
+        qs_group *packed = w->packed + t * qs_groups(s->d_in);
+        s->kernels->pack(w->x + t * s->in_ld, s->d_in, packed);
+        job.bound[t] = qs_screen_bound(s, w->x + t * s->in_ld, packed);
+    }
+    qs_parallel(n_threads, qs_units(s), nt * s->in_ld * QS_SAE_TILE, qs_screen_task, &job);
+    for (size_t t = 0; t < nt; t++) w->checked[qs_units(s) + t] = 0;
+    if (s->info.activation == QSAE_ACT_TOPK)
+        qs_parallel(n_threads, nt, 16 * s->d_sae, qs_screen_top_k_task, &job);
+    for (size_t u = 0; u < qs_units(s) + nt; u++) checked += w->checked[u];
+    return checked;
+}
+
 /* Full features of nt <= QS_SAE_ROWS rows of x (ld apart) into w->z, the rows' norms into m [nt]; `first`
  * names row 0 in messages. */
 static qsae_status qs_encode_rows(const qsae_sae *s, const float *x, size_t ld, size_t nt, size_t first,
-                                  const qs_sae_scratch *w, qs_row_norm *m, int n_threads, qsae_error *err)
+                                  const qs_sae_scratch *w, qs_row_norm *m, uint64_t *checked, int n_threads,
+                                  qsae_error *err)
 {
     for (size_t t = 0; t < nt; t++) {
         m[t] = qs_normalize(s, x + t * ld, w->x + t * s->in_ld);
         if (!qs_all_finite(w->x + t * s->in_ld, s->d_in))
             return qs_fail(err, QSAE_E_NUM, 0, "SAE input row %zu is not finite", first + t);
     }
-    qs_encode_dense(s, w->x, nt, w->z, n_threads);
+    int screen = qs_screens(s);
+    if (screen) *checked += qs_encode_screened(s, w, nt, n_threads);
+    else qs_encode_dense(s, w->x, nt, w->z, n_threads), *checked += (uint64_t)nt * s->d_sae;
     for (size_t t = 0; t < nt; t++) {
-        if (!qs_all_finite(w->z + t * s->d_sae, s->d_sae))
+        float *z = w->z + t * qs_up16(s->d_sae);
+        if (!qs_all_finite(z, s->d_sae))
             return qs_fail(err, QSAE_E_NUM, 0, "SAE input row %zu overflows the encoder", first + t);
-        if (s->info.activation == QSAE_ACT_TOPK) qs_keep_top_k(s, w->z + t * s->d_sae, w->heap);
-        if (s->info.activation == QSAE_ACT_GROUPMAX) qs_keep_group_max(s, w->z + t * s->d_sae);
+        if (s->info.activation == QSAE_ACT_TOPK && !screen) qs_keep_top_k(s, z, w->heap);
+        if (s->info.activation == QSAE_ACT_GROUPMAX) qs_keep_group_max(s, z);
     }
     return QSAE_OK;
 }
@@ -5633,13 +5868,14 @@ static qsae_status qs_encode(const qsae_sae *s, const float *x, size_t n, size_t
 {
     qs_row_norm m[QS_SAE_ROWS];
     size_t used = 0;
+    out->n_exact = 0;
     for (size_t r = 0; r < n; r += QS_SAE_ROWS) {
         size_t nt = qs_min(QS_SAE_ROWS, n - r);
-        qsae_status st = qs_encode_rows(s, x + r * ld, ld, nt, r, w, m, n_threads, err);
+        qsae_status st = qs_encode_rows(s, x + r * ld, ld, nt, r, w, m, &out->n_exact, n_threads, err);
         if (st) return st;
         for (size_t t = 0; t < nt; t++) {
             out->start[r + t] = used;
-            qs_emit_row(s, w->z + t * s->d_sae, out, &used);
+            qs_emit_row(s, w->z + t * qs_up16(s->d_sae), out, &used);
         }
     }
     out->start[n] = used;
@@ -6372,10 +6608,11 @@ static qsae_status qs_read_features(qs_edits *e, const qsae_sae *s, const float 
     qs_sae_scratch w;
     qs_row_norm m[QS_SAE_ROWS];
     float dot[QS_SAE_ROWS];
+    uint64_t unused = 0;
     int all = qs_selects(s);
     qsae_status st = qs_take_scratch(s, QS_SAE_ROWS, e->scratch, e->scratch_size, &w, err);
     if (st) return st;
-    if (all && (st = qs_encode_rows(s, h, ld, nt, first, &w, m, n_threads, err)) != QSAE_OK) return st;
+    if (all && (st = qs_encode_rows(s, h, ld, nt, first, &w, m, &unused, n_threads, err)) != QSAE_OK) return st;
     for (size_t t = 0; !all && t < nt; t++) m[t] = qs_normalize(s, h + t * ld, w.x + t * s->in_ld);
     for (size_t i = 0; i < e->n_slots; i++) {
         qs_slot *slot = &e->slots[i];
@@ -6387,7 +6624,7 @@ static qsae_status qs_read_features(qs_edits *e, const qsae_sae *s, const float 
             if (!all && !qs_finite(dot[t]))
                 return qs_fail(err, QSAE_E_NUM, 0, "%s of layer %d is not finite where feature %u reads it",
                                QS_SITE_NAMES[slot->site], slot->layer, slot->feature);
-            float f = all ? w.z[t * s->d_sae + slot->feature] : qs_feature_value(s, slot->feature, dot[t]);
+            float f = all ? w.z[t * qs_up16(s->d_sae) + slot->feature] : qs_feature_value(s, slot->feature, dot[t]);
             slot->value[first + t] = slot->current[first + t] = f;
             slot->scale[first + t] = m[t].out;
         }
@@ -6402,11 +6639,13 @@ static qsae_status qs_reconstruct(qs_edits *e, const qsae_sae *s, const float *h
     qs_sae_scratch w;
     qs_row_norm m[QS_SAE_ROWS];
     qsae_status st = qs_take_scratch(s, QS_SAE_ROWS, e->scratch, e->scratch_size, &w, err);
-    if (st || (st = qs_encode_rows(s, h, ld, nt, 0, &w, m, n_threads, err)) != QSAE_OK) return st;
+    uint64_t unused = 0;
+    if (st || (st = qs_encode_rows(s, h, ld, nt, 0, &w, m, &unused, n_threads, err)) != QSAE_OK) return st;
     for (size_t t = 0; t < nt; t++) {
         qs_decode_begin(s, &w);
         for (size_t i = 0; i < s->d_sae; i++)
-            if (w.z[t * s->d_sae + i] != 0.0f) qs_decode_add(s, i, w.z[t * s->d_sae + i], &w);
+            if (w.z[t * qs_up16(s->d_sae) + i] != 0.0f)
+                qs_decode_add(s, i, w.z[t * qs_up16(s->d_sae) + i], &w);
         qs_decode_end(s, h + t * ld, m[t], &w);
         memcpy(y + t * y_ld, w.y, s->d_out * sizeof *y);
     }

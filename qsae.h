@@ -333,6 +333,7 @@ typedef struct qsae_sae_options {
     qsae_site site;
     int32_t layer;
     const char *name;
+    int32_t no_screen; /* 1: encode densely though the file has a screen. The same bits, more time */
 } qsae_sae_options;
 
 typedef struct qsae_sae_info {
@@ -345,6 +346,7 @@ typedef struct qsae_sae_info {
     qsae_norm norm;
     int32_t has_skip;          /* a skip connection: decode needs the input */
     int32_t is_transcoder;     /* written site differs from the read one */
+    int32_t has_screen;        /* encode looks at an 8-bit copy first and computes what may fire */
     const char *weight_type;   /* "f32", "bf16", or "mixed" */
     int32_t index, n_members;  /* place in the file, SAEs in the file */
     qsae_isa isa;
@@ -368,6 +370,7 @@ typedef struct qsae_rows {
     uint32_t *index;  /* [cap] */
     float *value;     /* [cap], > 0 */
     size_t cap;       /* n * d_sae never overflows */
+    uint64_t n_exact; /* out of encode: encoder rows computed exactly, of n * d_sae; a screen spares the others */
 } qsae_rows;
 
 /* Bytes of caller scratch that encode and decode need for calls of at most n rows. SIZE_MAX on overflow. */
@@ -714,7 +717,11 @@ enum {
     QSAE_ROLE_MAG_SCALE = 36, /* [d_sae], GATED only: s */
     QSAE_ROLE_MAG_BIAS = 37,  /* [d_sae], GATED only: m */
     QSAE_ROLE_B_DEC = 38,     /* [d_out] */
-    QSAE_ROLE_SKIP = 39       /* [d_out, d_in] BLOCK16, with QSAE_SAE_SKIP only */
+    QSAE_ROLE_SKIP = 39,      /* [d_out, d_in] BLOCK16, with QSAE_SAE_SKIP only */
+    /* the screen, all three or none: a Q8 copy of ENC; per row at least |ENC - copy|; at least |copy| */
+    QSAE_ROLE_SCREEN = 40,      /* [d_sae, d_in] BLOCK16, Q8 */
+    QSAE_ROLE_SCREEN_REST = 41, /* [d_sae] */
+    QSAE_ROLE_SCREEN_NORM = 42  /* [d_sae] */
 };
 
 /* Bytes that a tensor occupies, or 0 if the combination is not valid or the size overflows. */

@@ -47,7 +47,7 @@ static int show(const qsae_model *model, const qsae_sae *sae, const float *rows,
     qsae_sae_get_info(sae, &info);
     size_t cap = n * (size_t)info.d_sae, scratch_size = qsae_sae_scratch_size(sae, n);
     qsae_rows f = {0, malloc((n + 1) * sizeof(size_t)), malloc(cap * sizeof(uint32_t)),
-                   malloc(cap * sizeof(float)), cap};
+                   malloc(cap * sizeof(float)), cap, 0};
     void *scratch = malloc(scratch_size ? scratch_size : 1);
     if (!f.start || !f.index || !f.value || !scratch)
         return 1;

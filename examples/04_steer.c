@@ -60,7 +60,7 @@ static void add_features(const char *const *asks, float weight, float *sum)
     size_t size = qsae_sae_scratch_size(sae, 1);
     float *rows = memory(MAX_TOKENS * d_in * sizeof *rows), *value = memory(d_sae * 4);
     void *index = memory(d_sae * 4), *scratch = memory(size);
-    qsae_rows f = {0, start, index, value, d_sae};
+    qsae_rows f = {0, start, index, value, d_sae, 0};
     qsae_capture capture = {sae_info.site_in, sae_info.layer_in, rows, MAX_TOKENS};
     need(qsae_set_captures(ctx, &capture, 1, &e));
     for (int a = 0; a < N_ASKS; a++) {

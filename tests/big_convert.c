@@ -1,6 +1,6 @@
 /* make big-convert: a SAELens folder of 2 x 65,536 x 4,096 f32 (2 GiB) is converted.
  * Shown: time and speed, peak memory of the converter (it must stay below 256 MB), the
- * same for a plain copy of the file; then the converter is killed at random moments, and
+ * time of a plain copy of the file, the time to read one matrix against its grain; then the converter is killed at random moments, and
  * nothing may stand under the name of its output. Needs 5 GiB of disk; not part of `make
  * test`.
  *
@@ -95,6 +95,26 @@ static int write_source(uint64_t F, uint64_t d)
     return w ? st_writer_commit(w, err, sizeof err) : -1;
 }
 
+/* W_enc as [F, d], which it is column-major, in parts as the converter's writer asks for
+ * them: seconds, -1 on failure. */
+static double read_columns(uint64_t F, uint64_t d)
+{
+    const uint64_t step = 4096;
+    double begin = now();
+    tensor_file *f =
+        tensors_open(in_folder("sae_weights.safetensors"), err, sizeof err);
+    float *part = malloc((size_t)(step * d) * sizeof *part);
+    if (!CHECK(f && part))
+        return -1;
+    tensor t = tensor_transposed(tensors_find(f, "W_enc"));
+    for (uint64_t row = 0; row < F; row += step)
+        CHECK(tensor_block_f32(&t, row, F - row < step ? F - row : step, 0, d, part,
+                               err, sizeof err) == 0);
+    free(part);
+    tensors_close(f);
+    return now() - begin;
+}
+
 /* ---- runs ---- */
 
 static pid_t start(char *const *argv)
@@ -148,8 +168,8 @@ static void test_kills(char *const *argv, double whole, int kills)
         left += there && !WIFEXITED(status);
         /* in between: renamed, but not yet ended. Then it must be whole. */
         if (there) {
-            char file[512],
-                *info[] = {(char *)(uintptr_t)program, "info", file, "--verify", NULL};
+            char file[512];
+            char *info[] = {(char *)(uintptr_t)program, "info", file, NULL};
             double mb;
             snprintf(file, sizeof file, "%s", in_folder("out.qsae"));
             CHECK(timed(info, &mb) >= 0);
@@ -193,6 +213,10 @@ int main(int argc, char **argv)
            " f32, %.0f MB: converted in %.1f s, %.0f MB/s, peak "
            "memory %.0f MB; copied in %.1f s\n",
            F, d, size / 1e6, seconds, size / 1e6 / seconds, mb, copied);
+    double columns = read_columns(F, d);
+    printf(
+        "a column-major matrix of %.0f MB read in parts of rows: %.1f s, %.0f MB/s\n",
+        size / 2e6, columns, size / 2e6 / columns);
     if (seconds > 0)
         test_kills(convert, seconds, kills);
     unlink(out);

@@ -61,7 +61,7 @@ static void use_sae(const qsae_sae *sae)
     size_t start[4];
     qsae_sae_info info;
     qsae_error e;
-    qsae_rows rows = {0, start, index, value, 3 * MAX_FEATURES};
+    qsae_rows rows = {0, start, index, value, 3 * MAX_FEATURES, 0};
     qsae_sae_get_info(sae, &info);
     size_t need = qsae_sae_scratch_size(sae, 3);
     if (info.d_in > MAX_WIDTH || info.d_out > MAX_WIDTH || info.d_sae > MAX_FEATURES || need > sizeof scratch) return;

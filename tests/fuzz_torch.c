@@ -16,7 +16,7 @@ typedef struct bytes {
 static void put(bytes *b, uint64_t x, int n)
 {
     for (int i = 0; i < n; i++)
-        b->p[b->n++] = (uint8_t)(x >> 8 * i);
+        b->p[b->n++] = (uint8_t)(i < 8 ? x >> 8 * i : 0);
 }
 
 static void put_text(bytes *b, const void *s, size_t n)

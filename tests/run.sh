@@ -43,9 +43,11 @@ run_one() {
 for program in "$@"; do
     run_one "$(basename "$program")" $RUN "$program" "$BUILD"
 done
-for script in symbols test_build test_cli test_text test_examples; do
+for script in symbols test_build test_cli test_text test_check test_gguf_cli test_examples; do
     run_one $script sh tests/$script.sh
 done
+# A converter killed at random moments; make big-convert does it with 2 GiB.
+[ -n "$RUN" ] || run_one big_convert "$BUILD/tests/big_convert" "$BUILD/qsae" "$BUILD/tmp/big" 4096 256 20
 
 echo "$total_passed passed, $total_failed failed"
 [ "$total_failed" -eq 0 ]

@@ -267,7 +267,7 @@ static void check_silent(void)
     size_t start[5];
     uint32_t index[4 * 60];
     float value[4 * 60], y[4 * 24];
-    qsae_rows r = {0, start, index, value, 4 * 60};
+    qsae_rows r = {0, start, index, value, 4 * 60, 0};
     qsae_sample_options so = {.temperature = 1, .top_k = 10, .top_p = 0.9f, .min_p = 0.01f, .seed = 7};
     int32_t id;
     qsae_error e;

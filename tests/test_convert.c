@@ -1168,7 +1168,7 @@ static void compare(const forward *w, const source *list)
     float xf[I], yf[O], value[F];
     size_t start[2], total = 0;
     uint32_t index[F];
-    qsae_rows rows = {1, start, index, value, F};
+    qsae_rows rows = {1, start, index, value, F, 0};
     qsae_sae_info info;
     qsae_error e;
     qsae_sae *s;

@@ -169,7 +169,7 @@ static void encode_rows(const qsae_sae *sae, size_t d_sae, const float *x, size_
     static float value[N * MAX_SAE];
     size_t start[N + 1], need = qsae_sae_scratch_size(sae, n);
     char *scratch = tiny_alloc(need);
-    qsae_rows rows = {0, start, index, value, N * MAX_SAE};
+    qsae_rows rows = {0, start, index, value, N * MAX_SAE, 0};
     CHECK(d_sae <= MAX_SAE && qsae_sae_encode(sae, x, n, 0, &rows, scratch, need, 1, NULL) == QSAE_OK);
     memset(f[0], 0, n * sizeof f[0]);
     for (size_t r = 0; r < n; r++)
@@ -466,7 +466,7 @@ static void decode_rows(int i, const float *x, size_t n, float *y)
     static float value[N * MAX_SAE];
     size_t start[N + 1], need = qsae_sae_scratch_size(W.sae[i], n);
     char *scratch = tiny_alloc(need);
-    qsae_rows rows = {0, start, index, value, N * MAX_SAE};
+    qsae_rows rows = {0, start, index, value, N * MAX_SAE, 0};
     CHECK(qsae_sae_encode(W.sae[i], x, n, 0, &rows, scratch, need, 1, NULL) == QSAE_OK);
     CHECK(qsae_sae_decode(W.sae[i], &rows, x, 0, y, scratch, need, 1, NULL) == QSAE_OK);
     free(scratch);

@@ -72,7 +72,7 @@ static void use(const subject *s, void *object)
     uint32_t index[64];
     size_t start[3];
     char scratch[8192];
-    qsae_rows rows = {0, start, index, value, 64};
+    qsae_rows rows = {0, start, index, value, 64, 0};
     if (qsae_sae_scratch_size(object, 2) > sizeof scratch) return;
     if (qsae_sae_encode(object, x, 2, 0, &rows, scratch, sizeof scratch, 1, &e) == QSAE_OK)
         (void)qsae_sae_decode(object, &rows, x, 0, y, scratch, sizeof scratch, 1, &e);
@@ -508,11 +508,11 @@ static void check_parts(const subject *s)
         p.list[i - 1] = all.list[i], p.data[i - 1] = all.data[i];
         parts_refused(s, &p, QSAE_E_FORMAT, "not in order", "two tensors swapped");
     }
-    /* one too many at the end, with the next role or the next group */
+    /* one too many at the end, with a role that nobody has or the next group */
     p = all;
     insert_part(&p, p.n, all.list[all.n - 1], all.data[all.n - 1]);
-    p.list[p.n - 1].role++;
-    parts_refused(s, &p, QSAE_E_MISMATCH, "unexpected tensor", "a tensor of the next role");
+    p.list[p.n - 1].role = 99;
+    parts_refused(s, &p, QSAE_E_MISMATCH, "unexpected tensor", "a tensor of an unknown role");
     p.list[p.n - 1] = all.list[all.n - 1];
     p.list[p.n - 1].group++;
     parts_refused(s, &p, QSAE_E_MISMATCH, "unexpected tensor", "a tensor of the next group");

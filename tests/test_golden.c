@@ -398,7 +398,7 @@ static int encode_decode(const qsae_sae *sae, const float *x, size_t n, size_t p
         size_t size = qsae_sae_scratch_size(sae, part);
         void *scratch = must(malloc(size + 1));
         qsae_rows part_rows = {0, start, out->rows.index + at, out->rows.value + at,
-                               cap - at};
+                               cap - at, 0};
         ok = qsae_sae_encode(sae, x + done * d_in, part, 0, &part_rows, scratch, size,
                              threads, &e) == QSAE_OK &&
              part_rows.n_rows == part &&
@@ -437,7 +437,7 @@ static void check_sae(const char *path, const char *name, const tensor_file *f,
     float *exact = floats(f, join(prefix, "exact", ""), &n_exact);
     int32_t *start = ints(f, join(prefix, "start", ""), &n_start),
             *index = ints(f, join(prefix, "index", ""), &n_index);
-    sparse first = {{0, NULL, NULL, NULL, 0}, NULL, 0};
+    sparse first = {{0, NULL, NULL, NULL, 0, 0}, NULL, 0};
     int have = 0;
     for (int isa = QSAE_ISA_SCALAR; isa < QSAE_ISA_COUNT && n_start > 1; isa++) {
         if (!qsae_isa_available((qsae_isa)isa))

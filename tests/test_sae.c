@@ -50,7 +50,7 @@ static void close_bench(bench *b)
 
 static qsae_rows rows_of(bench *b)
 {
-    qsae_rows r = {0, b->start, b->index, b->value, CAP};
+    qsae_rows r = {0, b->start, b->index, b->value, CAP, 0};
     return r;
 }
 
@@ -247,7 +247,7 @@ static void check_same(bench *b, bench *other, int threads)
     for (size_t r = 0; r < ROWS; r++) {
         size_t start[2], n = b->start[r + 1] - b->start[r];
         float y[MAX_D];
-        qsae_rows one = {0, start, other->index, other->value, n}; /* as many as needed, no more */
+        qsae_rows one = {0, start, other->index, other->value, n, 0}; /* as many as needed, no more */
         CHECK(qsae_sae_encode(other->sae, b->x[r], 1, 0, &one, other->scratch, need, threads, &e) == QSAE_OK);
         CHECK(start[0] == 0 && start[1] == n);
         CHECK(memcmp(other->index, b->index + b->start[r], n * sizeof(uint32_t)) == 0);
@@ -331,7 +331,7 @@ static void check_ties(qsae_isa isa)
     size_t start[2];
     uint32_t index[12];
     float value[12];
-    qsae_rows rows = {0, start, index, value, 12};
+    qsae_rows rows = {0, start, index, value, 12, 0};
     CHECK(qsae_sae_encode(sae, x, 1, 0, &rows, scratch, sizeof scratch, 1, NULL) == QSAE_OK);
     CHECK(start[1] == 3);
     for (size_t i = 0; i < 3 && i < start[1]; i++) CHECK(index[i] == equal[i] && value[i] == value[0]);
@@ -357,7 +357,7 @@ static void check_group_ties(qsae_isa isa)
     float x[8] = {1, 2, 3, 4, 5, 6, 7, 8}, value[12];
     char scratch[8192];
     uint32_t index[12];
-    qsae_rows rows = {0, start, index, value, 12};
+    qsae_rows rows = {0, start, index, value, 12, 0};
     CHECK(qsae_sae_encode(sae, x, 1, 0, &rows, scratch, sizeof scratch, 1, NULL) == QSAE_OK);
     CHECK(start[1] == 2 && index[0] == 1 && index[1] == 8 && value[0] == 2 && value[1] == 5);
     qsae_sae_close(sae);
@@ -385,7 +385,7 @@ static void check_thresholds(qsae_isa isa)
     size_t start[2];
     uint32_t index[6];
     float value[6];
-    qsae_rows rows = {0, start, index, value, 6};
+    qsae_rows rows = {0, start, index, value, 6, 0};
     CHECK(qsae_sae_encode(sae, x, 1, 0, &rows, scratch, sizeof scratch, 1, NULL) == QSAE_OK);
     CHECK(start[1] == 2 && index[0] == 1 && index[1] == 4 && value[0] == z);
     CHECK(value[1] == 0.5f + nextafterf(-0.5f, 0));
@@ -405,7 +405,7 @@ static void check_capacity(void)
     uint32_t *index = tiny_alloc(need * sizeof *index);
     float *value = tiny_alloc(need * sizeof *value);
     for (size_t cap = 0; cap <= need; cap += cap + 1 < need ? need / 3 : 1) {
-        qsae_rows small = {0, start, cap ? index : NULL, cap ? value : NULL, cap};
+        qsae_rows small = {0, start, cap ? index : NULL, cap ? value : NULL, cap, 0};
         qsae_error e;
         memset(start, 0, sizeof start);
         memset(&e, 0, sizeof e);
@@ -416,7 +416,7 @@ static void check_capacity(void)
         snprintf(text, sizeof text, "%zu features fired, the buffer holds %zu", need, cap);
         if (cap < need) CHECK(strstr(e.text, text) != NULL);
     }
-    qsae_rows exact = {0, start, index, value, start[ROWS]}; /* what the failed call said is enough */
+    qsae_rows exact = {0, start, index, value, start[ROWS], 0}; /* what the failed call said is enough */
     CHECK(encode(b, ROWS, &exact, 1) == QSAE_OK && same_rows(b, start, index, value));
     free(index);
     free(value);
@@ -427,7 +427,7 @@ static void check_empty(void)
 {
     bench *b = open_bench(&SHAPES[5], 21, QSAE_ISA_AUTO);
     size_t start[1] = {99}, need = qsae_sae_scratch_size(b->sae, 0);
-    qsae_rows rows = {7, start, NULL, NULL, 0};
+    qsae_rows rows = {7, start, NULL, NULL, 0, 0};
     float y = 5;
     CHECK(need <= b->scratch_size);
     CHECK(qsae_sae_encode(b->sae, NULL, 0, 0, &rows, b->scratch, need, 1, NULL) == QSAE_OK);
@@ -436,7 +436,7 @@ static void check_empty(void)
     /* rows without any feature give the bias */
     size_t none[3] = {0, 0, 0};
     float out[2][MAX_D], bias[MAX_D];
-    qsae_rows two = {2, none, NULL, NULL, 0};
+    qsae_rows two = {2, none, NULL, NULL, 0, 0};
     for (uint32_t j = 0; j < b->shape.d_out; j++) bias[j] = tensor_value(b, QSAE_ROLE_B_DEC, 0, j);
     CHECK(qsae_sae_decode(b->sae, &two, NULL, 0, out[0], b->scratch, b->scratch_size, 1, NULL) == QSAE_OK);
     CHECK(memcmp(out[0], bias, b->shape.d_out * sizeof(float)) == 0);
@@ -510,7 +510,7 @@ static void check_overflow(const tiny_sae *s)
     uint32_t index[MAX_SAE];
     char *scratch = tiny_alloc(qsae_sae_scratch_size(sae, 1));
     size_t start[2];
-    qsae_rows rows = {0, start, index, value, MAX_SAE};
+    qsae_rows rows = {0, start, index, value, MAX_SAE, 0};
     qsae_error e;
     CHECK(qsae_sae_encode(sae, x, 1, 0, &rows, scratch, qsae_sae_scratch_size(sae, 1), 1, &e) == QSAE_E_NUM);
     x[1] = 0; /* +Inf alone */
@@ -562,7 +562,7 @@ static void check_decode_errors(void)
     size_t start[3] = {0, 2, 4};
     uint32_t index[4] = {3, 99, 0, 5};
     float value[4] = {1, 2, 3, 4};
-    qsae_rows in = {2, start, index, value, 4}, r = in;
+    qsae_rows in = {2, start, index, value, 4, 0}, r = in;
     CHECK(decode(b, &in, b->y, 1) == QSAE_OK);
     decode_fails(b, NULL, b->x[0], 0, QSAE_E_ARG, "NULL");
     r.start = NULL;
@@ -601,7 +601,7 @@ static void check_decode_errors(void)
     close_bench(b);
     b = open_bench(&SHAPES[14], 23, QSAE_ISA_AUTO);
     size_t one[2] = {0, 0};
-    qsae_rows none = {1, one, NULL, NULL, 0};
+    qsae_rows none = {1, one, NULL, NULL, 0, 0};
     decode_fails(b, &none, NULL, 0, QSAE_E_ARG, "needs its input (skip connection)");
     close_bench(b);
 }

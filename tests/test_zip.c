@@ -30,7 +30,7 @@ enum { NUMPY, TORCH };
 static void put(bytes *b, uint64_t x, int n)
 {
     for (int i = 0; i < n; i++)
-        b->p[b->n++] = (unsigned char)(x >> 8 * i);
+        b->p[b->n++] = (unsigned char)(i < 8 ? x >> 8 * i : 0);
 }
 
 static void put_text(bytes *b, const char *s, size_t n)
@@ -156,7 +156,7 @@ static void check(const bytes *b, const char *message, int line)
 static void set(bytes *b, size_t at, uint64_t x, int n)
 {
     for (int i = 0; i < n; i++)
-        b->p[at + (size_t)i] = (unsigned char)(x >> 8 * i);
+        b->p[at + (size_t)i] = (unsigned char)(i < 8 ? x >> 8 * i : 0);
 }
 
 /* A field of a good archive changed: n bytes at `where` become x. */

@@ -139,8 +139,8 @@ static inline void tiny_add(tiny_file *f, uint32_t group, uint32_t role, uint32_
     f->data = realloc(f->data, f->size + t.size);
     uint8_t *p = f->data + f->size;
     memset(p, 0, t.size);
-    int quantized = type == QSAE_TYPE_Q8 || type == QSAE_TYPE_Q4;
-    if (quantized) tiny_fill_quantized(&t, p, spread, &f->seed);
+    int quantized = type == QSAE_TYPE_Q8 || type == QSAE_TYPE_Q4; /* a screen is for the caller to fill */
+    if (quantized && role != QSAE_ROLE_SCREEN) tiny_fill_quantized(&t, p, spread, &f->seed);
     for (uint64_t n = 0; n < rows && !quantized; n++)
         for (uint64_t k = 0; k < cols; k++)
         {
@@ -238,8 +238,14 @@ static inline uint8_t *tiny_model(const tiny_shape *s, uint64_t seed, size_t *si
     return tiny_finish(&f, QSAE_KIND_MODEL, &r, 1, size);
 }
 
+#include "tiny_screen.h"
+
+/* Not 0: SAEs get a screen whose integers are at most this; 127 makes a good one. */
+static int tiny_screen;
+
 static inline void tiny_add_sae(tiny_file *f, uint32_t group, const tiny_sae *s)
 {
+    uint32_t enc = f->n;
     uint32_t w = s->bf16 ? QSAE_TYPE_BF16 : QSAE_TYPE_F32, f32 = QSAE_TYPE_F32, v = QSAE_LAYOUT_VECTOR;
     double r = 1.7 / sqrt((double)s->d_in);
     tiny_add(f, group, QSAE_ROLE_ENC, w, QSAE_LAYOUT_ROWS, s->d_sae, s->d_in, 0, r);
@@ -254,6 +260,7 @@ static inline void tiny_add_sae(tiny_file *f, uint32_t group, const tiny_sae *s)
     tiny_add(f, group, QSAE_ROLE_B_DEC, f32, v, 1, s->d_out, 0, 0.5);
     if (s->flags & QSAE_SAE_SKIP)
         tiny_add(f, group, QSAE_ROLE_SKIP, w, QSAE_LAYOUT_BLOCK16, s->d_out, s->d_in, 0, r);
+    if (tiny_screen) tiny_add_screen(f, group, enc, tiny_screen);
 }
 
 static inline uint8_t *tiny_sae_file(const tiny_sae *s, uint64_t seed, size_t *size)

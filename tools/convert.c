@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "args.h"
+#include "check.h"
 #include "cmd.h"
 #include "text.h"
 
@@ -26,11 +27,11 @@ static const char usage[] =
     "usage: qsae convert FOLDER... -o FILE.qsae [options]\n"
     "\n"
     "FOLDER is a Qwen3 checkpoint as Hugging Face saves it (config.json,\n"
-    "*.safetensors, tokenizer.json), or a SAELens SAE (cfg.json,\n"
-    "sae_weights.safetensors). Several SAE folders become one suite. Weights keep\n"
-    "their stored values: bf16 stays bf16, f16 and f32 become f32. A folder with\n"
-    "tokenizer.json and neither configuration nor weights becomes a file that holds\n"
-    "the tokenizer alone.\n"
+    "*.safetensors, tokenizer.json), a GGUF file of one (F32, F16, BF16, Q8_0,\n"
+    "Q6_K, Q4_0), or a SAELens SAE (cfg.json, sae_weights.safetensors). Several SAE\n"
+    "folders become one suite. Weights keep their stored values: bf16 stays bf16,\n"
+    "all else becomes f32. A folder with tokenizer.json and neither configuration\n"
+    "nor weights becomes a file that holds the tokenizer alone.\n"
     "\n"
     "  -o, --out FILE        the file to write; it appears whole or not at all\n"
     "      --type f32|bf16   every matrix in this type (bf16 rounds to nearest even)\n"
@@ -46,7 +47,10 @@ static const char usage[] =
     "      --site SITE --layer N          what it reads: resid_pre, attn_z, attn_out,\n"
     "                                     resid_mid, mlp_input, mlp_out, resid_post\n"
     "      --site-out SITE --layer-out N  what it writes (transcoders)\n"
-    "      --norm-scale X    inputs were multiplied by X (expected_average_only_in)\n";
+    "      --norm-scale X    inputs were multiplied by X (expected_average_only_in)\n"
+    "      --check MODEL.qsae             then run a short text through this model and\n"
+    "                                     say what the SAE makes of it\n"
+    "      --check-text FILE              that text\n";
 
 /* ---- files ---- */
 
@@ -160,6 +164,8 @@ int convert_name(const char *dir, const convert_options *o, char *out, size_t ro
     if (*base == 0)
         base = "unnamed";
     size_t n = strlen(base);
+    if (n > 5 && strcmp(base + n - 5, ".gguf") == 0)
+        n -= 5;
     if (n >= room)
         for (n = room - 1; n > 0 && ((unsigned char)base[n] & 0xC0) == 0x80;)
             n--;
@@ -213,7 +219,9 @@ enum {
     OPT_LAYER,
     OPT_SITE_OUT,
     OPT_LAYER_OUT,
-    OPT_NORM_SCALE
+    OPT_NORM_SCALE,
+    OPT_CHECK,
+    OPT_CHECK_TEXT
 };
 
 static const args_option options[] = {
@@ -230,6 +238,8 @@ static const args_option options[] = {
     {"site-out", 0, OPT_SITE_OUT, ARGS_VALUE},
     {"layer-out", 0, OPT_LAYER_OUT, ARGS_VALUE},
     {"norm-scale", 0, OPT_NORM_SCALE, ARGS_VALUE},
+    {"check", 0, OPT_CHECK, ARGS_VALUE},
+    {"check-text", 0, OPT_CHECK_TEXT, ARGS_VALUE},
     {NULL, 0, 0, 0},
 };
 
@@ -312,6 +322,8 @@ static int take(convert_options *o, int *force, const args *a, int id)
         status = take_layer("--layer-out", a->value, &o->layer_out);
         break;
     case OPT_NORM_SCALE: status = take_scale(a->value, &o->norm_scale); break;
+    case OPT_CHECK: o->check_model = a->value; break;
+    case OPT_CHECK_TEXT: o->check_text = a->value; break;
     case OPT_IGNORE:
         if (o->n_ignore == CONVERT_MAX_IGNORE)
             return complain(CMD_USAGE, "--ignore-key: at most %d times",
@@ -353,18 +365,32 @@ static int only_tokenizer(const char *dir)
     return convert_exists(dir, "tokenizer.json");
 }
 
-/* 2: a tokenizer alone, 1: SAELens, 0: checkpoint, -1: none of them */
+/* A file that begins as GGUF does. */
+static int is_gguf(const char *path)
+{
+    char magic[4] = {0};
+    struct stat st;
+    FILE *f = stat(path, &st) == 0 && S_ISREG(st.st_mode) ? fopen(path, "rb") : NULL;
+    size_t n = f ? fread(magic, 1, 4, f) : 0;
+    if (f)
+        fclose(f);
+    return n == 4 && memcmp(magic, "GGUF", 4) == 0;
+}
+
+/* 3: a GGUF file, 2: a tokenizer alone, 1: SAELens, 0: checkpoint, -1: none of them */
 static int folder_kind(const char *dir, char *err, size_t cap)
 {
     struct stat st;
     safe_name shown = name_z(dir);
     if (stat(dir, &st))
         return err_set(err, cap, "%s: %s", shown.text, strerror(errno));
+    if (is_gguf(dir))
+        return 3;
     if (!S_ISDIR(st.st_mode))
         return err_set(
             err, cap,
             "%s: not a folder; convert takes the folder that holds config.json or "
-            "cfg.json",
+            "cfg.json, or a GGUF file",
             shown.text);
     int model = convert_exists(dir, "config.json"),
         sae = convert_exists(dir, "cfg.json");
@@ -389,7 +415,7 @@ static int convert_folders(const char *const *dirs, int n, const convert_options
     int kind = folder_kind(dirs[0], err, cap);
     for (int i = 1; i < n && kind >= 0; i++) {
         int other = folder_kind(dirs[i], err, cap);
-        if (other == 0 || other == 2 || (other > 0 && kind != 1))
+        if (other >= 0 && (other != 1 || kind != 1))
             return err_set(
                 err, cap,
                 "several folders make a suite of SAEs; a model goes into a file of "
@@ -401,9 +427,10 @@ static int convert_folders(const char *const *dirs, int n, const convert_options
         return -1;
     int sae_option = o->site >= 0 || o->layer >= 0 || o->site_out >= 0 ||
                      o->layer_out >= 0 || o->norm_scale > 0;
-    if (kind != 1 && sae_option)
+    if (kind != 1 && (sae_option || o->check))
         return err_set(err, cap,
-                       "%s is a model; --site, --layer and --norm-scale are for SAEs",
+                       "%s is a model; --site, --layer, --norm-scale and --check are for "
+                       "SAEs",
                        name_z(dirs[0]).text);
     if (kind == 1 && (o->head || o->no_tokenizer || o->assume_chat))
         return err_set(
@@ -425,6 +452,8 @@ static int convert_folders(const char *const *dirs, int n, const convert_options
     if (n > 1 && (o->name || sae_option))
         return err_set(err, cap,
                        "--name, --site, --layer and --norm-scale go with one folder");
+    if (kind == 3)
+        return convert_gguf(dirs[0], o, err, cap);
     if (kind == 2)
         return convert_tokenizer(dirs[0], o, err, cap);
     return kind == 1 ? convert_sae(dirs, n, o, err, cap)
@@ -455,10 +484,17 @@ int cmd_convert(int argc, char **argv)
     if (status == CMD_OK && (n == 0 || !o.out))
         status = complain(CMD_USAGE, "convert: %s (see: qsae convert --help)",
                           n == 0 ? "which folder?" : "-o FILE is missing");
+    if (status == CMD_OK && o.check_text && !o.check_model)
+        status = complain(CMD_USAGE, "--check-text needs --check MODEL.qsae");
     if (status == CMD_OK)
         status = may_replace(o.out, force);
+    if (status == CMD_OK && o.check_model)
+        status = check_open(o.check_model, o.check_text, &o.check);
     if (status == CMD_OK && convert_folders(dirs, n, &o, err, sizeof err))
         status = complain(CMD_FAILED, "%s", err);
+    if (status == CMD_OK && o.check)
+        status = check_run(o.check, o.out);
+    check_close(o.check);
     free(dirs);
     return status == CMD_OK ? finish_stdout() : status;
 }

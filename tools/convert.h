@@ -1,8 +1,10 @@
 /* convert.h: what the files of `qsae convert` share.
  *
  *     convert.c         the command: options, kinds of folders, reading small files
- *     convert_config.c  config.json and generation_config.json of a Qwen3 checkpoint
- *     convert_model.c   its tensors and tokenizer, written as a model file
+ *     convert_checkpoint.c  a Qwen3 checkpoint folder: its shards
+ *     convert_config.c  its config.json and generation_config.json
+ *     convert_gguf.c    a GGUF file of a Qwen3
+ *     convert_model.c   what either of them gives, written as a model file
  *     convert_tokenizer.c  tokenizer and chat template; a folder that has nothing else
  *     convert_sae.c     SAELens folders, written as an SAE file
  *
@@ -35,11 +37,14 @@ typedef struct convert_options {
     const char
         *ignore[CONVERT_MAX_IGNORE]; /* config keys that the user says do not matter */
     int n_ignore;
+    const char *check_model, *check_text; /* --check, --check-text */
+    struct sae_check *check; /* NULL: none. Whether an SAE fits its model (check.h) */
 } convert_options;
 
 /* A file with the tokenizer alone, from a folder without weights. */
 int convert_tokenizer(const char *dir, const convert_options *o, char *err, size_t cap);
 int convert_model(const char *dir, const convert_options *o, char *err, size_t cap);
+int convert_gguf(const char *path, const convert_options *o, char *err, size_t cap);
 /* One file with n SAEs, one from each folder. */
 int convert_sae(const char *const *dirs, int n, const convert_options *o, char *err,
                 size_t cap);
@@ -74,6 +79,10 @@ int convert_build_tokenizer(const char *dir, uint64_t max_tokens, uint8_t **blob
 int convert_chat_template(const char *dir, const convert_options *o, qfile_meta *meta,
                           uint32_t *flags, char *err, size_t cap);
 
+/* The same of a template itself; text NULL: there is none. */
+void convert_judge_template(const char *text, size_t len, const convert_options *o,
+                            qfile_meta *meta, uint32_t *flags);
+
 /* ---- Qwen3 ---- */
 
 #define CONVERT_MAX_LAYERS 512
@@ -87,5 +96,35 @@ typedef struct model_config {
 
 int convert_config(const char *dir, const convert_options *o, model_config *c,
                    char *err, size_t cap);
+
+#define CONVERT_PARTS 11 /* tensors of a layer, QSAE_ROLE_ATTN_NORM to _DOWN */
+
+/* How a kind of source calls things. */
+typedef struct model_names {
+    const char *config; /* where the sizes stand */
+    const char *embed, *final_norm, *head;
+    const char *layer;                /* LAYER N . PART .weight */
+    const char *parts[CONVERT_PARTS]; /* by role */
+    const char *vocab, *d_model, *n_heads, *n_kv_heads, *head_dim, *d_ff;
+    const char *types; /* of tensors that are read */
+} model_names;
+
+/* A Qwen3, wherever it comes from. */
+typedef struct model_source {
+    const char *path; /* of the folder or file */
+    const model_names *names;
+    model_config config;
+    const tensor_file *const
+        *files; /* [n_files]; together they have each tensor once */
+    size_t n_files;
+    uint8_t *blob; /* tokenizer, NULL: none */
+    size_t blob_size;
+    uint32_t chat_flags; /* QSAE_MODEL_CHAT_ */
+    qfile_meta meta;     /* what the source has to say */
+} model_source;
+
+/* Checks every tensor of the source against its configuration and writes the file. */
+int convert_write_model(model_source *source, const convert_options *o, char *err,
+                        size_t cap);
 
 #endif

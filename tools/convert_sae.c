@@ -23,6 +23,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "check.h"
+
 #define WEIGHTS   "sae_weights.safetensors"
 #define MAX_D     65536
 #define MAX_D_SAE (1 << 24)
@@ -1072,6 +1074,8 @@ int convert_sae(const char *const *dirs, int n, const convert_options *o, char *
     }
     if (!status)
         status = name_members(list, n, err, cap);
+    for (int i = 0; i < n && !status; i++)
+        status = check_fits(o->check, &list[i].record, err, cap);
     if (!status) {
         qsort(list, (size_t)n, sizeof *list, by_place);
         status = write_file(list, n, o, err, cap);

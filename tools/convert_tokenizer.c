@@ -106,42 +106,45 @@ static const json_value *config_template(const json_doc *doc)
     return v; /* several: none of them alone is what a chat would get */
 }
 
-static void judge_config(const json_doc *doc, qfile_meta *meta, uint32_t *flags)
+void convert_judge_template(const char *text, size_t len, const convert_options *o,
+                            qfile_meta *meta, uint32_t *flags)
 {
-    const json_value *v = config_template(doc);
-    if (!v)
+    *flags = 0;
+    if (o->assume_chat)
+        qfile_meta_add(meta, "chat.template", "qwen3, because of --chat-template");
+    else if (!text)
         qfile_meta_add(meta, "chat.template", "none; qwen3 is assumed");
-    else if (v->type == JSON_STRING)
-        judge(v->str, v->len, meta, flags);
     else
-        judge("", 0, meta, flags);
+        judge(text, len, meta, flags);
 }
 
 int convert_chat_template(const char *dir, const convert_options *o, qfile_meta *meta,
                           uint32_t *flags, char *err, size_t cap)
 {
-    json_doc *doc;
-    char *text;
-    size_t len;
-    *flags = 0;
+    json_doc *doc = NULL;
+    char *text = NULL;
+    size_t len = 0;
+    const json_value *v = NULL;
     if (o->assume_chat) {
-        qfile_meta_add(meta, "chat.template", "qwen3, because of --chat-template");
+        convert_judge_template(NULL, 0, o, meta, flags);
         return 0;
     }
     if (convert_exists(dir, TEMPLATE_FILE)) {
         if (convert_read(dir, TEMPLATE_FILE, (uint64_t)1 << 20, &text, &len, err, cap))
             return -1;
-        judge(text, len, meta, flags);
+        convert_judge_template(text, len, o, meta, flags);
         free(text);
         return 0;
     }
-    if (!convert_exists(dir, "tokenizer_config.json")) {
-        qfile_meta_add(meta, "chat.template", "none; qwen3 is assumed");
-        return 0;
+    if (convert_exists(dir, "tokenizer_config.json")) {
+        if (convert_read_json(dir, "tokenizer_config.json", &doc, err, cap))
+            return -1;
+        v = config_template(doc);
     }
-    if (convert_read_json(dir, "tokenizer_config.json", &doc, err, cap))
-        return -1;
-    judge_config(doc, meta, flags);
+    if (v && v->type == JSON_STRING)
+        convert_judge_template(v->str, v->len, o, meta, flags);
+    else
+        convert_judge_template(v ? "" : NULL, 0, o, meta, flags);
     json_free(doc);
     return 0;
 }

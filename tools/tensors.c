@@ -18,16 +18,16 @@
 
 #define WINDOW    ((size_t)1 << 12) /* small reads are served from it */
 #define SMALL     ((size_t)1 << 9)
-#define SCRATCH   ((size_t)1 << 18) /* bytes decoded at once */
+#define SCRATCH   ((size_t)1 << 16) /* bytes decoded at once */
 #define TILE      16u /* columns transposed at once: one cache line of f32 */
 #define TILE_ROWS ((uint64_t)1 << 12)
+#define TILE_PAD  16u /* so that the columns do not share a set of the cache */
 
 struct tensor_cache {
     uint64_t at; /* window holds bytes at .. at + n - 1 of the file */
     size_t n;
     unsigned char window[WINDOW];
     unsigned char scratch[SCRATCH];
-    double tile[TILE * TILE_ROWS];
 };
 
 static const struct {
@@ -43,7 +43,7 @@ static const struct {
     [TENSOR_F8_E5M2] = {"F8_E5M2", 1, 1}, [TENSOR_F16] = {"F16", 2, 1},
     [TENSOR_BF16] = {"BF16", 2, 1},       [TENSOR_F32] = {"F32", 4, 1},
     [TENSOR_F64] = {"F64", 8, 1},         [TENSOR_Q8_0] = {"Q8_0", 34, 32},
-    [TENSOR_Q4_0] = {"Q4_0", 18, 32},
+    [TENSOR_Q4_0] = {"Q4_0", 18, 32},     [TENSOR_Q6_K] = {"Q6_K", 210, 256},
 };
 
 const char *tensor_type_name(tensor_type type)
@@ -234,6 +234,8 @@ int tensors_add_meta(tensor_file *f, const char *key, size_t key_len, const char
     if (memchr(key, 0, key_len) || memchr(value, 0, value_len))
         return err_set(err, cap, "metadata %s: a NUL in the key or the value",
                        name_n(key, key_len).text);
+    if (f->n_meta == TENSOR_MAX)
+        return err_set(err, cap, "more than %u values beside the tensors", TENSOR_MAX);
     tensor_meta *list = grow(f->meta, f->n_meta, &f->meta_room, sizeof *list);
     if (!list)
         return err_set(err, cap, "out of memory");
@@ -504,7 +506,7 @@ const char *tensors_meta_at(const tensor_file *f, size_t i, const char **value)
 int tensor_is_float(const tensor *t)
 {
     return (t->type >= TENSOR_F16 && t->type <= TENSOR_F64) || t->type == TENSOR_Q8_0 ||
-           t->type == TENSOR_Q4_0;
+           t->type == TENSOR_Q4_0 || t->type == TENSOR_Q6_K;
 }
 
 int tensor_is_int(const tensor *t)
@@ -587,7 +589,7 @@ static uint32_t load16(const unsigned char *p)
     return (uint32_t)p[0] | (uint32_t)p[1] << 8;
 }
 
-/* Both: a scale as f16, then 32 values as bytes, or as nibbles (the low ones are the
+/* Q8_0 and Q4_0: a scale as f16, then 32 values as bytes, or as nibbles (the low ones are the
  * first 16) less 8. */
 static void decode_q8_0(const unsigned char *p, float *out)
 {
@@ -603,6 +605,32 @@ static void decode_q4_0(const unsigned char *p, float *out)
         out[i] = scale * (float)((p[2 + i] & 15) - 8);
         out[i + 16] = scale * (float)((p[2 + i] >> 4) - 8);
     }
+}
+
+/* 256 numbers of 6 bits, less 32: their low halves (128 bytes), their upper bits (64
+ * bytes), a scale for every 16 of them as a byte, one scale for all as f16. Rounded as
+ * ggml does it (dequantize_row_q6_K): the scales' product is exact, the number's is not. */
+static void decode_q6_k(const unsigned char *p, float *out)
+{
+    float scale = f32_of_f16(load16(p + 208));
+    for (int i = 0; i < 256; i++) {
+        int half = i / 128, quarter = i % 128 / 32, k = i % 32;
+        int low = p[64 * half + 32 * (quarter & 1) + k] >> (quarter & 2 ? 4 : 0) & 15;
+        int high = p[128 + 32 * half + k] >> 2 * quarter & 3;
+        int s = p[192 + 8 * half + 2 * quarter + k / 16];
+        out[i] =
+            scale * (float)(s < 128 ? s : s - 256) * (float)((low | high << 4) - 32);
+    }
+}
+
+static void decode_block(tensor_type type, const unsigned char *p, float *out)
+{
+    if (type == TENSOR_Q8_0)
+        decode_q8_0(p, out);
+    else if (type == TENSOR_Q4_0)
+        decode_q4_0(p, out);
+    else
+        decode_q6_k(p, out);
 }
 
 static void decode(tensor_type type, const unsigned char *p, uint64_t n, float *out)
@@ -634,18 +662,18 @@ static int run_blocks(const tensor *t, uint64_t at, uint64_t n, float *out, char
     size_t bytes = types[t->type].bytes;
     unsigned char *scratch = t->file->cache->scratch;
     while (n > 0) {
-        uint64_t block = at / 32, skip = at % 32, most = SCRATCH / bytes;
-        uint64_t blocks = (skip + n + 31) / 32;
+        uint64_t size = types[t->type].block;
+        uint64_t block = at / size, skip = at % size, most = SCRATCH / bytes;
+        uint64_t blocks = (skip + n + size - 1) / size;
         if (blocks > most)
             blocks = most;
         if (tensors_read(t->file, t->offset + block * bytes, scratch, blocks * bytes,
                          err, cap))
             return -1;
         for (uint64_t b = 0; b < blocks; b++) {
-            float v[32];
-            uint64_t m = 32 - skip < n ? 32 - skip : n;
-            (t->type == TENSOR_Q8_0 ? decode_q8_0 : decode_q4_0)(scratch + b * bytes,
-                                                                 v);
+            float v[256];
+            uint64_t m = size - skip < n ? size - skip : n;
+            decode_block(t->type, scratch + b * bytes, v);
             memcpy(out, v + skip, (size_t)m * sizeof *out);
             out += m;
             n -= m;
@@ -731,13 +759,13 @@ static int line(const tensor *t, uint64_t at, uint64_t stride, uint64_t n, int w
     return 0;
 }
 
-/* Columns of `tile` [n_cols, n_rows] to rows of out, `width` apart. */
+/* Columns of `tile` [n_cols, n_rows + TILE_PAD] to rows of out, `width` apart. */
 static void transpose_f32(const float *tile, uint64_t n_rows, uint64_t n_cols,
                           float *out, uint64_t width)
 {
     for (uint64_t i = 0; i < n_rows; i++)
         for (uint64_t j = 0; j < n_cols; j++)
-            out[i * width + j] = tile[j * n_rows + i];
+            out[i * width + j] = tile[j * (n_rows + TILE_PAD) + i];
 }
 
 static void transpose_f64(const double *tile, uint64_t n_rows, uint64_t n_cols,
@@ -745,33 +773,43 @@ static void transpose_f64(const double *tile, uint64_t n_rows, uint64_t n_cols,
 {
     for (uint64_t i = 0; i < n_rows; i++)
         for (uint64_t j = 0; j < n_cols; j++)
-            out[i * width + j] = tile[j * n_rows + i];
+            out[i * width + j] = tile[j * (n_rows + TILE_PAD) + i];
 }
 
-/* A block whose columns are what lies together: 16 columns at a time, so that whole
- * cache lines are written. */
+/* Rows row .., `rows` of them, of a block whose columns are what lies together: 16 columns
+ * at a time, so that whole cache lines are written. */
+static int slab_by_columns(const tensor *t, uint64_t row, uint64_t rows, uint64_t col,
+                           uint64_t n_cols, int wide, void *tile, void *out, char *err,
+                           size_t cap)
+{
+    for (uint64_t j = 0; j < n_cols; j += TILE) {
+        uint64_t cols = n_cols - j < TILE ? n_cols - j : TILE;
+        uint64_t at = row * t->stride[0] + (col + j) * t->stride[1];
+        for (uint64_t k = 0; k < cols; k++)
+            if (line(t, at + k * t->stride[1], t->stride[0], rows, wide,
+                     item_at(tile, wide, k * (rows + TILE_PAD)), err, cap))
+                return -1;
+        if (wide)
+            transpose_f64(tile, rows, cols, item_at(out, wide, j), n_cols);
+        else
+            transpose_f32(tile, rows, cols, item_at(out, wide, j), n_cols);
+    }
+    return 0;
+}
+
 static int block_by_columns(const tensor *t, uint64_t row, uint64_t n_rows,
                             uint64_t col, uint64_t n_cols, int wide, void *out,
                             char *err, size_t cap)
 {
-    void *tile = t->file->cache->tile;
-    for (uint64_t i = 0; i < n_rows; i += TILE_ROWS) {
-        uint64_t rows = n_rows - i < TILE_ROWS ? n_rows - i : TILE_ROWS;
-        for (uint64_t j = 0; j < n_cols; j += TILE) {
-            uint64_t cols = n_cols - j < TILE ? n_cols - j : TILE;
-            uint64_t at = (row + i) * t->stride[0] + (col + j) * t->stride[1];
-            for (uint64_t k = 0; k < cols; k++)
-                if (line(t, at + k * t->stride[1], t->stride[0], rows, wide,
-                         item_at(tile, wide, k * rows), err, cap))
-                    return -1;
-            void *to = item_at(out, wide, i * n_cols + j);
-            if (wide)
-                transpose_f64(tile, rows, cols, to, n_cols);
-            else
-                transpose_f32(tile, rows, cols, to, n_cols);
-        }
-    }
-    return 0;
+    uint64_t step = n_rows < TILE_ROWS ? n_rows : TILE_ROWS;
+    void *tile = malloc((size_t)((step + TILE_PAD) * TILE) * item_of(wide));
+    int status = tile ? 0 : err_set(err, cap, "out of memory");
+    for (uint64_t i = 0; i < n_rows && !status; i += step)
+        status = slab_by_columns(t, row + i, n_rows - i < step ? n_rows - i : step, col,
+                                 n_cols, wide, tile, item_at(out, wide, i * n_cols),
+                                 err, cap);
+    free(tile);
+    return status;
 }
 
 static int block_raw(const tensor *t, uint64_t row, uint64_t n_rows, uint64_t col,

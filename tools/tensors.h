@@ -45,6 +45,7 @@ typedef enum tensor_type {
     TENSOR_F64,
     TENSOR_Q8_0, /* GGUF: blocks of 32 with one f16 scale */
     TENSOR_Q4_0,
+    TENSOR_Q6_K, /* GGUF: blocks of 256 with 16 int8 scales and one f16 */
     TENSOR_TYPE_COUNT
 } tensor_type;
 
@@ -100,7 +101,7 @@ typedef struct tensor_shape_text {
 tensor_shape_text tensor_shape(const tensor *t);
 tensor_shape_text tensor_shape_of(uint32_t rank, const uint64_t *shape);
 
-/* 1 for F16, BF16, F32, F64, Q8_0, Q4_0: what tensor_f32 and tensor_f64 read. */
+/* 1 for F16, BF16, F32, F64, Q8_0, Q4_0, Q6_K: what tensor_f32 and tensor_f64 read. */
 int tensor_is_float(const tensor *t);
 /* 1 for whole numbers (BOOL too); then tensor_int reads one element, by row-major index. */
 int tensor_is_int(const tensor *t);

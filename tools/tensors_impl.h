@@ -61,9 +61,9 @@ int tensors_add_meta(tensor_file *f, const char *key, size_t key_len, const char
 int tensors_add_piece(tensor_file *f, const char *name, uint64_t offset, uint64_t size,
                       uint32_t crc, char *err, size_t cap);
 
-/* One element, or of Q8_0 and Q4_0 one block. */
+/* One element, or of Q8_0, Q4_0 and Q6_K one block. */
 size_t tensor_type_bytes(tensor_type type);
-uint64_t tensor_type_block(tensor_type type); /* elements of a block: 32, else 1 */
+uint64_t tensor_type_block(tensor_type type); /* elements of a block, else 1 */
 
 /* The readers. */
 int safetensors_read(tensor_file *f, char *err, size_t cap);

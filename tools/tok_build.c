@@ -1,4 +1,5 @@
-/* tok_build.c - tokenizer.json (Hugging Face) -> tokenizer blob (tools/FORMAT.md).
+/* tok_build.c - tokenizer.json (Hugging Face), or its lists -> tokenizer blob
+   (tools/FORMAT.md).
 
    Order of work: parse; check every component against the one pipeline we implement;
    read the vocabulary (symbols -> bytes, hash by symbols); place the added tokens;
@@ -12,6 +13,7 @@
 #include <string.h>
 
 #include "json.h"
+#include "text.h"
 
 #define MAX_TOKENS (1u << 20)
 #define MAX_MERGES (1u << 21)
@@ -370,12 +372,11 @@ static int read_id(build *b, const json_value *v, const char *name, size_t len,
     return 1;
 }
 
-static int add_vocab(build *b, const json_value *m)
+/* The token spelled sym; its text follows unless it is an added token's alone. */
+static int add_vocab(build *b, const char *sym, size_t len, uint32_t id)
 {
-    size_t len, h;
-    const char *sym = json_key(b->doc, m, &len);
+    size_t h;
     uint8_t text[2 * MAX_TOKEN];
-    uint32_t id;
     int n;
 
     if (len == 0)
@@ -383,8 +384,6 @@ static int add_vocab(build *b, const json_value *m)
     if (len > sizeof text)
         return fail(b, "vocab: token %s has %zu bytes, the cap is %u",
                     quote(b, sym, len), len, MAX_TOKEN);
-    if (!read_id(b, m, sym, len, &id))
-        return 0;
     if (b->tok[id].in_vocab)
         return fail(b, "vocab: id %u is given to %s and to %s", (unsigned)id,
                     quote(b, b->tok[id].sym, b->tok[id].sym_len), quote(b, sym, len));
@@ -407,14 +406,19 @@ static int add_vocab(build *b, const json_value *m)
 static int read_vocab(build *b, const json_value *model)
 {
     const json_value *v = json_get(b->doc, model, "vocab"), *m;
+    const char *sym;
+    size_t len;
+    uint32_t id;
 
     if (!v || v->type != JSON_OBJECT)
         return fail(b, "model: vocab is missing or not an object");
     if (v->n > MAX_TOKENS)
         return fail(b, "vocab: %u tokens, the cap is %u", (unsigned)v->n, MAX_TOKENS);
-    for (m = json_first(b->doc, v); m; m = json_next(b->doc, m))
-        if (!add_vocab(b, m))
+    for (m = json_first(b->doc, v); m; m = json_next(b->doc, m)) {
+        sym = json_key(b->doc, m, &len);
+        if (!read_id(b, m, sym, len, &id) || !add_vocab(b, sym, len, id))
             return 0;
+    }
     return 1;
 }
 
@@ -431,30 +435,38 @@ static int check_added_flags(build *b, const json_value *v, const char *where)
            && flag_is(b, v, where, "normalized", 0);
 }
 
-/* Its id must be free, or belong to the same spelling already. */
-static int place_added(build *b, const json_value *c, uint32_t id)
+/* The added token s; its id must be free, or belong to the same spelling already. */
+static int add_added(build *b, const char *s, size_t len, uint32_t id, int special)
 {
     token *t = &b->tok[id];
-    uint32_t other = find_sym(b, c->str, c->len, "", 0);
+    uint32_t other = find_sym(b, s, len, "", 0);
+
+    if (len == 0)
+        return fail(b, "added_tokens: a token is the empty string");
+    if (len > MAX_TOKEN)
+        return fail(b, "added token %s has %zu bytes, the cap is %u", quote(b, s, len),
+                    len, MAX_TOKEN);
 
     if (t->is_added)
         return fail(b, "added token %s: id %u is another added token's",
-                    quote(b, c->str, c->len), (unsigned)id);
+                    quote(b, s, len), (unsigned)id);
     if (other != NONE && other != id)
         return fail(b, "added token %s: id %u, but the vocabulary has it as %u",
-                    quote(b, c->str, c->len), (unsigned)id, (unsigned)other);
+                    quote(b, s, len), (unsigned)id, (unsigned)other);
     if (t->in_vocab && other == NONE)
         return fail(b, "added token %s: id %u is %s in the vocabulary",
-                    quote(b, c->str, c->len), (unsigned)id,
+                    quote(b, s, len), (unsigned)id,
                     quote(b, t->sym, t->sym_len));
-    if (t->text && (t->text_len != c->len || memcmp(t->text, c->str, c->len) != 0))
+    if (t->text && (t->text_len != len || memcmp(t->text, s, len) != 0))
         return fail(b, "added token %s: the vocabulary's symbols spell other bytes",
-                    quote(b, c->str, c->len));
+                    quote(b, s, len));
     t->is_added = 1;
-    return t->text ? 1 : set_text(b, id, (const uint8_t *)c->str, c->len);
+    t->special = (uint8_t)special;
+    b->added[b->n_added++] = id;
+    return t->text ? 1 : set_text(b, id, (const uint8_t *)s, len);
 }
 
-static int add_added(build *b, const json_value *v)
+static int read_one_added(build *b, const json_value *v)
 {
     const json_value *c, *s;
     char where[256];
@@ -464,23 +476,14 @@ static int add_added(build *b, const json_value *v)
     c = v->type == JSON_OBJECT ? json_get(b->doc, v, "content") : NULL;
     if (!c || c->type != JSON_STRING)
         return fail(b, "added_tokens: an entry has no content");
-    if (c->len == 0)
-        return fail(b, "added_tokens: a token is the empty string");
-    if (c->len > MAX_TOKEN)
-        return fail(b, "added token %s has %zu bytes, the cap is %u",
-                    quote(b, c->str, c->len), c->len, MAX_TOKEN);
     snprintf(where, sizeof where, "added token %s", quote(b, c->str, c->len));
     if (!check_added_flags(b, v, where))
         return 0;
     s = json_get(b->doc, v, "special");
     if (!s || !json_bool(s, &special))
         return fail(b, "%s: special is missing or not a boolean", where);
-    if (!read_id(b, json_get(b->doc, v, "id"), c->str, c->len, &id)
-        || !place_added(b, c, id))
-        return 0;
-    b->tok[id].special = (uint8_t)special;
-    b->added[b->n_added++] = id;
-    return 1;
+    return read_id(b, json_get(b->doc, v, "id"), c->str, c->len, &id)
+           && add_added(b, c->str, c->len, id, special);
 }
 
 /* memcmp order of the texts, a prefix before what it starts. */
@@ -507,25 +510,21 @@ static void sort_added(const token *tok, uint32_t *id, uint32_t *tmp, uint32_t n
     memcpy(id, tmp, n * sizeof *id);
 }
 
-static int read_added(build *b, const json_value *root)
+/* Room for n added tokens, and as much to sort them. */
+static int begin_added(build *b, size_t n)
 {
-    const json_value *list = json_get(b->doc, root, "added_tokens"), *v;
+    if (n > MAX_ADDED)
+        return fail(b, "added_tokens: %zu tokens, the cap is %u", n, MAX_ADDED);
+    b->added = malloc((2 * n + 1) * sizeof *b->added);
+    return b->added ? 1 : fail(b, "out of memory");
+}
+
+/* After the last: sorted, each once; and all other tokens have a text. */
+static int end_added(build *b)
+{
     uint32_t i, id;
 
-    if (!is_null(list)) {
-        if (list->type != JSON_ARRAY)
-            return fail(b, "added_tokens is not an array");
-        if (list->n > MAX_ADDED)
-            return fail(b, "added_tokens: %u tokens, the cap is %u", (unsigned)list->n,
-                        MAX_ADDED);
-        b->added = malloc((2 * (size_t)list->n + 1) * sizeof *b->added);
-        if (!b->added)
-            return fail(b, "out of memory");
-        for (v = json_first(b->doc, list); v; v = json_next(b->doc, v))
-            if (!add_added(b, v))
-                return 0;
-        sort_added(b->tok, b->added, b->added + list->n, b->n_added);
-    }
+    sort_added(b->tok, b->added, b->added + b->n_added, b->n_added);
     for (i = 1; i < b->n_added; i++)
         if (order_text(&b->tok[b->added[i - 1]], &b->tok[b->added[i]]) == 0)
             return fail(b, "added token %s appears twice, as id %u and %u",
@@ -539,25 +538,44 @@ static int read_added(build *b, const json_value *root)
     return 1;
 }
 
+static int read_added(build *b, const json_value *root)
+{
+    const json_value *list = json_get(b->doc, root, "added_tokens"), *v;
+
+    if (!is_null(list) && list->type != JSON_ARRAY)
+        return fail(b, "added_tokens is not an array");
+    if (!begin_added(b, is_null(list) ? 0 : list->n))
+        return 0;
+    for (v = is_null(list) ? NULL : json_first(b->doc, list); v; v = json_next(b->doc, v))
+        if (!read_one_added(b, v))
+            return 0;
+    return end_added(b);
+}
+
 /* --------------------------------------------------------------------------- merges */
 
-/* The two parts of merge v: ["a", "b"], or "a b" with exactly one blank. */
+/* The two parts of merge "a b", which has exactly one blank. */
+static int split_merge(const char *s, size_t n, const char *part[2], size_t len[2])
+{
+    const char *blank = memchr(s, ' ', n);
+
+    if (!blank)
+        return 0;
+    part[0] = s;
+    len[0] = (size_t)(blank - s);
+    part[1] = blank + 1;
+    len[1] = n - len[0] - 1;
+    return len[0] > 0 && len[1] > 0 && !memchr(part[1], ' ', len[1]);
+}
+
+/* Those of merge v: ["a", "b"], or "a b". */
 static int merge_parts(const build *b, const json_value *v, const char *part[2],
                        size_t len[2])
 {
     const json_value *x, *y;
-    const char *blank;
 
-    if (v->type == JSON_STRING) {
-        blank = memchr(v->str, ' ', v->len);
-        if (!blank)
-            return 0;
-        part[0] = v->str;
-        len[0] = (size_t)(blank - v->str);
-        part[1] = blank + 1;
-        len[1] = v->len - len[0] - 1;
-        return len[0] > 0 && len[1] > 0 && !memchr(part[1], ' ', len[1]);
-    }
+    if (v->type == JSON_STRING)
+        return split_merge(v->str, v->len, part, len);
     if (v->type != JSON_ARRAY || v->n != 2)
         return 0;
     x = json_first(b->doc, v);
@@ -600,15 +618,11 @@ static int chain_merge(build *b, uint32_t rank)
     return 1;
 }
 
-static int add_merge(build *b, const json_value *v, uint32_t rank)
+static int add_merge(build *b, const char *const part[2], const size_t len[2],
+                     uint32_t rank)
 {
-    const char *part[2];
-    size_t len[2];
     merge *m = &b->merges[rank];
 
-    if (!merge_parts(b, v, part, len))
-        return fail(b, "merge %u is neither \"a b\" nor [\"a\", \"b\"]",
-                    (unsigned)rank);
     m->left = find_sym(b, part[0], len[0], "", 0);
     m->right = find_sym(b, part[1], len[1], "", 0);
     m->result = find_sym(b, part[0], len[0], part[1], len[1]);
@@ -628,17 +642,11 @@ static int add_merge(build *b, const json_value *v, uint32_t rank)
     return chain_merge(b, rank);
 }
 
-static int read_merges(build *b, const json_value *model)
+static int begin_merges(build *b, size_t n)
 {
-    const json_value *list = json_get(b->doc, model, "merges"), *v;
-    uint32_t rank = 0;
-
-    if (!list || list->type != JSON_ARRAY)
-        return fail(b, "model: merges is missing or not an array");
-    if (list->n > MAX_MERGES)
-        return fail(b, "merges: %u of them, the cap is %u", (unsigned)list->n,
-                    MAX_MERGES);
-    b->n_merges = list->n;
+    if (n > MAX_MERGES)
+        return fail(b, "merges: %zu of them, the cap is %u", n, MAX_MERGES);
+    b->n_merges = (uint32_t)n;
     for (b->n_buckets = 1; b->n_buckets < 2 * b->n_merges;)
         b->n_buckets *= 2;
     b->merges = calloc((size_t)b->n_merges + 1, sizeof *b->merges);
@@ -646,9 +654,27 @@ static int read_merges(build *b, const json_value *model)
     if (!b->merges || !b->buckets)
         return fail(b, "out of memory");
     memset(b->buckets, 0xFF, b->n_buckets * sizeof *b->buckets);
-    for (v = json_first(b->doc, list); v; v = json_next(b->doc, v))
-        if (!add_merge(b, v, rank++))
+    return 1;
+}
+
+static int read_merges(build *b, const json_value *model)
+{
+    const json_value *list = json_get(b->doc, model, "merges"), *v;
+    const char *part[2];
+    size_t len[2];
+    uint32_t rank = 0;
+
+    if (!list || list->type != JSON_ARRAY)
+        return fail(b, "model: merges is missing or not an array");
+    if (!begin_merges(b, list->n))
+        return 0;
+    for (v = json_first(b->doc, list); v; v = json_next(b->doc, v)) {
+        if (!merge_parts(b, v, part, len))
+            return fail(b, "merge %u is neither \"a b\" nor [\"a\", \"b\"]",
+                        (unsigned)rank);
+        if (!add_merge(b, part, len, rank++))
             return 0;
+    }
     return 1;
 }
 
@@ -773,31 +799,122 @@ static void release(build *b)
     json_free(b->doc);
 }
 
+/* Tables for every id there can be. */
+static int begin(build *b, char *err, size_t err_cap)
+{
+    memset(b, 0, sizeof *b);
+    b->err = err;
+    b->err_cap = err_cap;
+    b->tok = calloc(MAX_TOKENS, sizeof *b->tok);
+    b->slot = malloc(MAX_TOKENS * sizeof *b->slot);
+    if (!b->tok || !b->slot)
+        return fail(b, "out of memory");
+    memset(b->slot, 0xFF, MAX_TOKENS * sizeof *b->slot);
+    return 1;
+}
+
 int tok_build_from_json(const char *json, size_t len, uint8_t **blob, size_t *blob_size,
                         char *err, size_t err_cap)
 {
     const json_value *root, *model;
-    build b = {0};
-    int ok = 0;
+    build b;
+    int ok = begin(&b, err, err_cap);
 
     *blob = NULL;
     *blob_size = 0;
-    b.err = err;
-    b.err_cap = err_cap;
-    b.doc = json_parse(json, len, err, err_cap);
-    if (!b.doc)
-        return 0;
-    b.tok = calloc(MAX_TOKENS, sizeof *b.tok);
-    b.slot = malloc(MAX_TOKENS * sizeof *b.slot);
-    if (!b.tok || !b.slot) {
-        fail(&b, "out of memory");
-    } else {
-        memset(b.slot, 0xFF, MAX_TOKENS * sizeof *b.slot);
+    b.doc = ok ? json_parse(json, len, err, err_cap) : NULL;
+    if (b.doc) {
         root = json_root(b.doc);
         ok = check_root(&b, root) && (model = json_get(b.doc, root, "model")) != NULL
              && read_vocab(&b, model) && read_added(&b, root) && read_merges(&b, model)
              && write_blob(&b, blob, blob_size);
+    } else {
+        ok = 0;
     }
+    release(&b);
+    return ok;
+}
+
+/* ---------------------------------------------------------------------------- lists */
+
+/* JSON has checked this; of a list nobody has. */
+static int check_utf8(build *b, const char *what, size_t i, const tok_item *t)
+{
+    uint32_t c;
+    int valid = 1;
+    size_t at = 0;
+
+    while (valid && at < t->len)
+        at += text_next(t->text + at, t->len - at, &c, &valid);
+    return valid ? 1 : fail(b, "%s %zu is not UTF-8", what, i);
+}
+
+/* 1 if s as symbols spells s: then it is the same token as a vocabulary's. */
+static int spells_itself(const tok_item *t)
+{
+    size_t i;
+
+    for (i = 0; i < t->len; i++)
+        if (t->text[i] < 33 || t->text[i] > 126)
+            return 0;
+    return t->len <= MAX_TOKEN;
+}
+
+static int list_tokens(build *b, const tok_item *tokens, size_t n)
+{
+    size_t i, n_added = 0;
+    int added;
+
+    if (n > MAX_TOKENS)
+        return fail(b, "vocab: %zu tokens, the cap is %u", n, MAX_TOKENS);
+    for (i = 0; i < n; i++) {
+        added = tokens[i].kind == TOK_ADDED || tokens[i].kind == TOK_SPECIAL;
+        n_added += (size_t)added;
+        if (!check_utf8(b, "token", i, &tokens[i]))
+            return 0;
+        if (tokens[i].kind == TOK_NORMAL || (added && spells_itself(&tokens[i])))
+            if (!add_vocab(b, tokens[i].text, tokens[i].len, (uint32_t)i))
+                return 0;
+    }
+    if (!begin_added(b, n_added))
+        return 0;
+    for (i = 0; i < n; i++)
+        if (tokens[i].kind == TOK_ADDED || tokens[i].kind == TOK_SPECIAL)
+            if (!add_added(b, tokens[i].text, tokens[i].len, (uint32_t)i,
+                           tokens[i].kind == TOK_SPECIAL))
+                return 0;
+    return end_added(b);
+}
+
+static int list_merges(build *b, const tok_item *merges, size_t n)
+{
+    const char *part[2];
+    size_t len[2], i;
+
+    if (!begin_merges(b, n))
+        return 0;
+    for (i = 0; i < n; i++) {
+        if (!check_utf8(b, "merge", i, &merges[i]))
+            return 0;
+        if (!split_merge(merges[i].text, merges[i].len, part, len))
+            return fail(b, "merge %zu is not \"a b\"", i);
+        if (!add_merge(b, part, len, (uint32_t)i))
+            return 0;
+    }
+    return 1;
+}
+
+int tok_build_from_lists(const tok_item *tokens, size_t n_tokens, const tok_item *merges,
+                         size_t n_merges, uint8_t **blob, size_t *blob_size, char *err,
+                         size_t err_cap)
+{
+    build b;
+    int ok = begin(&b, err, err_cap);
+
+    *blob = NULL;
+    *blob_size = 0;
+    ok = ok && list_tokens(&b, tokens, n_tokens) && list_merges(&b, merges, n_merges)
+         && write_blob(&b, blob, blob_size);
     release(&b);
     return ok;
 }

@@ -12,4 +12,22 @@
 int tok_build_from_json(const char *json, size_t len, uint8_t **blob, size_t *blob_size,
                         char *err, size_t err_cap);
 
+/* The same pipeline from bare lists: token i has id i. */
+typedef enum tok_kind {
+    TOK_UNUSED = 0, /* the id has no text */
+    TOK_NORMAL,     /* text in byte symbols */
+    TOK_ADDED,      /* the text itself, matched before everything else */
+    TOK_SPECIAL     /* TOK_ADDED, and marked as special */
+} tok_kind;
+
+typedef struct tok_item {
+    const char *text; /* [len] */
+    size_t len;
+    tok_kind kind; /* of a merge, "a b", unused */
+} tok_item;
+
+int tok_build_from_lists(const tok_item *tokens, size_t n_tokens, const tok_item *merges,
+                         size_t n_merges, uint8_t **blob, size_t *blob_size, char *err,
+                         size_t err_cap);
+
 #endif
