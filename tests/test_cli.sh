@@ -153,7 +153,7 @@ done
 json_string='"([^"\\[:cntrl:]]|\\["\\]|\\u[0-9a-f]{4})*"'
 number='[0-9]+(\.[0-9]+)?(e[+-][0-9]+)?'
 entry="\\[[0-9]+,$number\\]"
-json="^\\{\"pos\":[0-9]+,\"token\":[0-9]+,\"text\":$json_string,\"features\":\\[($entry(,$entry)*)?\\]\\}\$"
+json="^\\{\"pos\":[0-9]+,\"token\":[0-9]+,\"text\":$json_string,\"features\":\\[($entry(,$entry)*)?\\],\"norm\":$number,\"sink\":(true|false)\\}\$"
 
 # json_ok FILE: every line has the form above, positions count from 0, indices ascend.
 json_ok() {

@@ -16,6 +16,7 @@ int cmd_info(int argc, char **argv);
 int cmd_capture(int argc, char **argv);
 int cmd_features(int argc, char **argv);
 int cmd_generate(int argc, char **argv);
+int cmd_extract(int argc, char **argv);
 int cmd_tokenize(int argc, char **argv);
 int cmd_detokenize(int argc, char **argv);
 int cmd_chat_template(int argc, char **argv);
