@@ -24,6 +24,8 @@ static const struct {
     {"features", cmd_features, "the SAE features of every token of a text"},
     {"generate", cmd_generate,
      "continue a text or answer a chat, with features edited if asked"},
+    {"encode", cmd_encode, "rows of numbers to SAE features"},
+    {"decode", cmd_decode, "SAE features to rows of numbers"},
     {"extract", cmd_extract, "some features of an SAE as a small SAE file"},
     {"tokenize", cmd_tokenize, "the token ids of a text"},
     {"detokenize", cmd_detokenize, "the text of token ids"},
