@@ -75,8 +75,9 @@ static int parse(decode_run *r, int argc, char **argv, int *help)
     if (code != CMD_OK || *help)
         return code;
     if (!r->sae_path || !r->features_path || !r->out_path)
-        return complain(CMD_USAGE, "decode needs SAE.qsae, FEATURES and -o OUT.npy (see: "
-                                   "qsae decode --help)");
+        return complain(CMD_USAGE,
+                        "decode needs SAE.qsae, FEATURES and -o OUT.npy (see: "
+                        "qsae decode --help)");
     if (r->tensor && !r->input_path)
         return complain(CMD_USAGE, "--tensor needs --input");
     size_t n = strlen(r->out_path);
@@ -98,12 +99,13 @@ static int open_input(decode_run *r)
     char err[ERR_CAP];
     uint64_t n = sparse_count(r->features);
     if (!r->input_path && needs_input(&r->info))
-        return complain(CMD_FAILED,
-                        "%.200s: decoding needs the rows that were encoded, --input IN: "
-                        "the SAE %s",
-                        r->sae_path,
-                        r->info.has_skip ? "has a skip connection"
-                                         : "scales every row by its own norm");
+        return complain(
+            CMD_FAILED,
+            "%.200s: decoding needs the rows that were encoded, --input IN: "
+            "the SAE %s",
+            r->sae_path,
+            r->info.has_skip ? "has a skip connection"
+                             : "scales every row by its own norm");
     if (!r->input_path)
         return CMD_OK;
     if (rows_open(&r->rows, r->input_path, r->tensor, (uint64_t)r->info.d_in, err,
@@ -146,7 +148,7 @@ static int decode_batch(decode_run *r, uint64_t first)
         return complain(CMD_FAILED, "%.200s: rows %" PRIu64 "..%" PRIu64 ": %s",
                         r->features_path, first, first + n - 1, err.text);
     if (npy_writer_data(r->out, r->y, n * (size_t)r->info.d_out * sizeof *r->y, text,
-                      sizeof text))
+                        sizeof text))
         return complain(CMD_FAILED, "%s", text);
     return CMD_OK;
 }

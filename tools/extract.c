@@ -128,10 +128,11 @@ static int check(extract_run *r)
 {
     int activation = r->info.activation;
     if (activation == QSAE_ACT_TOPK)
-        return complain(CMD_FAILED,
-                        "%.300s: a topk SAE chooses the %d largest of all its features, "
-                        "so some of them alone do not say which would be active",
-                        r->sae_path, (int)r->info.k);
+        return complain(
+            CMD_FAILED,
+            "%.300s: a topk SAE chooses the %d largest of all its features, "
+            "so some of them alone do not say which would be active",
+            r->sae_path, (int)r->info.k);
     if (activation != QSAE_ACT_RELU && activation != QSAE_ACT_JUMPRELU &&
         activation != QSAE_ACT_GATED)
         return complain(CMD_FAILED,

@@ -54,10 +54,10 @@ typedef struct features_run {
     qsae_ctx *ctx;
     sae_numbers numbers;
     int32_t *ids;
-    float *rows;     /* [chunk, d_in] */
-    qsae_rows part;  /* of one chunk */
-    qsae_rows all;   /* of the text */
-    float *norm;     /* [n]: length of every row that the SAE read */
+    float *rows;    /* [chunk, d_in] */
+    qsae_rows part; /* of one chunk */
+    qsae_rows all;  /* of the text */
+    float *norm;    /* [n]: length of every row that the SAE read */
     void *scratch;
     uint64_t *order; /* [n]: value and place of the entries of one row */
     size_t order_cap;

@@ -116,8 +116,7 @@ static int search_file(generate_run *r, edit_request *e, const sae_file *file,
                        uint32_t *n_fit, char *there, char *fitting, size_t cap)
 {
     qread q;
-    sae_choice choice = {e->e.site, e->e.layer, file->name},
-               any = {-1, -1, file->name};
+    sae_choice choice = {e->e.site, e->e.layer, file->name}, any = {-1, -1, file->name};
     int code = sae_index(&r->in, file->path, &q);
     if (code != CMD_OK)
         return code;
@@ -142,7 +141,8 @@ static int open_edit_sae(generate_run *r, edit_request *e)
     char there[400] = "", fitting[400] = "";
     uint32_t n_fit = 0;
     for (size_t f = 0; f < r->n_files; f++) {
-        int code = search_file(r, e, &r->files[f], &n_fit, there, fitting, sizeof there);
+        int code =
+            search_file(r, e, &r->files[f], &n_fit, there, fitting, sizeof there);
         if (code != CMD_OK)
             return code;
     }
@@ -152,11 +152,12 @@ static int open_edit_sae(generate_run *r, edit_request *e)
                         e->e.text, qsae_site_name((qsae_site)e->e.site), e->e.layer,
                         *there ? "; there are " : "", there);
     if (n_fit > 1)
-        return complain(CMD_FAILED,
-                        "--edit '%.100s': %u SAEs given read %s of layer %d; choose with "
-                        "--name: %s",
-                        e->e.text, (unsigned)n_fit,
-                        qsae_site_name((qsae_site)e->e.site), e->e.layer, fitting);
+        return complain(
+            CMD_FAILED,
+            "--edit '%.100s': %u SAEs given read %s of layer %d; choose with "
+            "--name: %s",
+            e->e.text, (unsigned)n_fit, qsae_site_name((qsae_site)e->e.site),
+            e->e.layer, fitting);
     return sae_check_model(e->path, e->sae, r->model);
 }
 

@@ -111,8 +111,8 @@ static int is_sae(const view *v)
 {
     qsae_file_header head;
     struct stat st;
-    FILE *f = stat(v->path, &st) == 0 && S_ISREG(st.st_mode) ? fopen(v->path, "rb")
-                                                             : NULL;
+    FILE *f =
+        stat(v->path, &st) == 0 && S_ISREG(st.st_mode) ? fopen(v->path, "rb") : NULL;
     int yes = f && fread(&head, 1, sizeof head, f) == sizeof head &&
               head.kind == QSAE_KIND_SAE;
     if (f)

@@ -1,6 +1,6 @@
 /* What the evaluating commands share (see input.h). */
 
-#define _POSIX_C_SOURCE 200809L
+#define _POSIX_C_SOURCE   200809L
 #define _FILE_OFFSET_BITS 64
 
 #include "input.h"

@@ -26,6 +26,7 @@ static const struct {
      "continue a text or answer a chat, with features edited if asked"},
     {"encode", cmd_encode, "rows of numbers to SAE features"},
     {"decode", cmd_decode, "SAE features to rows of numbers"},
+    {"export", cmd_export, "an SAE for SAELens or numpy, edits for llama.cpp"},
     {"extract", cmd_extract, "some features of an SAE as a small SAE file"},
     {"tokenize", cmd_tokenize, "the token ids of a text"},
     {"detokenize", cmd_detokenize, "the text of token ids"},

@@ -201,8 +201,8 @@ static int read_block16(const qread *q, const qsae_tensor_record *t, uint64_t n,
             return -1;
         memcpy(pair, v, pairs * 4);
         for (uint64_t c = k < col ? col : k; c < end && c < k + 512; c++) {
-            uint32_t bits = c % 2 ? pair[(c - k) / 2] & 0xFFFF0000u
-                                  : pair[(c - k) / 2] << 16;
+            uint32_t bits =
+                c % 2 ? pair[(c - k) / 2] & 0xFFFF0000u : pair[(c - k) / 2] << 16;
             memcpy(&out[c - col], &bits, 4);
         }
     }

@@ -31,9 +31,9 @@ static int choose(rows_in *r, const char *name, char *err, size_t cap)
     if (n_floats == 0)
         return err_set(err, cap, "it has no tensor of floats");
     if (!name && n_floats > 1)
-        return err_set(err, cap,
-                       "it has %zu tensors of floats; choose one with --tensor NAME: %s",
-                       n_floats, list);
+        return err_set(
+            err, cap, "it has %zu tensors of floats; choose one with --tensor NAME: %s",
+            n_floats, list);
     if (!r->matrix)
         return err_set(err, cap, "no tensor of floats is called %s; there are: %s",
                        name_z(name).text, list);
@@ -52,7 +52,8 @@ static int check(rows_in *r, uint64_t width, char *err, size_t cap)
         return err_set(err, cap, "its tensor has shape %s, rows are [n, %" PRIu64 "]",
                        tensor_shape(t).text, width);
     if (t->shape[1] != width)
-        return err_set(err, cap, "its rows have %" PRIu64 " values, the SAE reads %" PRIu64,
+        return err_set(err, cap,
+                       "its rows have %" PRIu64 " values, the SAE reads %" PRIu64,
                        t->shape[1], width);
     r->n = t->shape[0];
     r->width = width;

@@ -150,7 +150,8 @@ static int write_lines(sparse_writer *w, const qsae_rows *rows, char *err, size_
         if (outfile_write(w->lines, text, (size_t)n, err, cap))
             return -1;
         for (size_t i = rows->start[r]; i < rows->start[r + 1]; i++) {
-            n = snprintf(text, sizeof text, "%s[%u,%.9g]", i > rows->start[r] ? "," : "",
+            n = snprintf(text, sizeof text, "%s[%u,%.9g]",
+                         i > rows->start[r] ? "," : "",
                          (unsigned)sae_number(w->numbers, rows->index[i]),
                          (double)rows->value[i]);
             if (outfile_write(w->lines, text, (size_t)n, err, cap))
@@ -195,9 +196,10 @@ static int finish_csr(sparse_writer *w, char *err, size_t cap)
     st_writer *out = st_writer_create(w->path, err, cap);
     if (!out)
         return -1;
-    int bad = st_writer_declare(out, "indptr", TENSOR_I64, 1, &n_ptr, err, cap) ||
-              st_writer_declare(out, "indices", TENSOR_I32, 1, &w->n_entries, err, cap) ||
-              st_writer_declare(out, "values", TENSOR_F32, 1, &w->n_entries, err, cap);
+    int bad =
+        st_writer_declare(out, "indptr", TENSOR_I64, 1, &n_ptr, err, cap) ||
+        st_writer_declare(out, "indices", TENSOR_I32, 1, &w->n_entries, err, cap) ||
+        st_writer_declare(out, "values", TENSOR_F32, 1, &w->n_entries, err, cap);
     for (int i = 0; i < N_PARTS && !bad; i++)
         bad = copy_part(w, i, out, err, cap);
     if (!bad)
@@ -254,8 +256,8 @@ static int add_entry(const sparse_reader *r, qsae_rows *out, size_t *n, size_t b
     if (number < 0 || number > UINT32_MAX ||
         !sae_row(r->numbers, (uint32_t)number, &row))
         return err_set(err, cap,
-                       "feature %" PRId64 " is not one of the SAE's %u features", number,
-                       (unsigned)r->numbers->n);
+                       "feature %" PRId64 " is not one of the SAE's %u features",
+                       number, (unsigned)r->numbers->n);
     if (*n > begin && row <= out->index[*n - 1])
         return err_set(err, cap,
                        "feature %" PRId64 " comes after %u; features ascend, each once",
@@ -416,14 +418,14 @@ static int check_ends(sparse_reader *r, char *err, size_t cap)
     if (first != 0)
         return err_set(err, cap, "indptr begins with %" PRId64 ", not 0", first);
     if (last < 0 || (uint64_t)last != r->part[INDICES]->n)
-        return err_set(err, cap, "indptr ends with %" PRId64 ", there are %" PRIu64
-                                 " indices",
+        return err_set(err, cap,
+                       "indptr ends with %" PRId64 ", there are %" PRIu64 " indices",
                        last, r->part[INDICES]->n);
     return 0;
 }
 
-static int read_entries(sparse_reader *r, uint64_t begin, uint64_t count, qsae_rows *out,
-                        size_t *n, char *err, size_t cap)
+static int read_entries(sparse_reader *r, uint64_t begin, uint64_t count,
+                        qsae_rows *out, size_t *n, char *err, size_t cap)
 {
     int32_t index[1024];
     float value[1024];
