@@ -463,14 +463,16 @@ static int read_csr_row(sparse_reader *r, qsae_rows *out, size_t *n, char *err,
 
 /* ---- either ---- */
 
-/* safetensors begins with the size of its header, whose upper bytes are 0; a line of
- * JSON has no byte 0. */
+/* JSON Lines begin with a brace; safetensors with the size of its header, 8 bytes of
+ * which the upper ones are 0. */
 static int is_lines(sparse_reader *r)
 {
     unsigned char head[8];
-    size_t n = fread(head, 1, sizeof head, r->f);
+    size_t n = fread(head, 1, sizeof head, r->f), at = 0;
     rewind(r->f);
-    return n < sizeof head || (head[0] == '{' && head[7] != 0);
+    while (at < n && head[at] && strchr(" \t\r\n", head[at]))
+        at++;
+    return n < sizeof head || (at < n && head[at] == '{' && head[7] != 0);
 }
 
 static int open_file(sparse_reader *r, char *err, size_t cap)
