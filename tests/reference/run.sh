@@ -1,6 +1,6 @@
 #!/bin/sh
 # The comparison with references that we did not write. Needs Python with torch, transformers, tokenizers,
-# safetensors, sae-lens and numpy:    PYTHON=path/to/python tests/reference/run.sh [--quick] [--qsae PATH]
+# safetensors, sae-lens, gguf and numpy:    PYTHON=path/to/python tests/reference/run.sh [--quick] [--qsae PATH]
 # Writes only under build/. Ends with the line "N passed, N failed".
 cd "$(dirname "$0")/../.." || exit 1
 : "${PYTHON:=python3}"
@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY=passive
 log=build/reference/log
 mkdir -p "$log" || exit 1
 passed=0 failed=0
-for part in format compare compare_sae determinism edits tokenizer chat sampling; do
+for part in format compare compare_sae commands determinism edits tokenizer chat sampling; do
     echo "== $part"
     "$PYTHON" "tests/reference/$part.py" "$@" >"$log/$part.txt" 2>&1
     status=$?
