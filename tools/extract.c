@@ -175,17 +175,36 @@ static int make_meta(extract_run *r, char *err, size_t cap)
     return qfile_meta_finish(&r->meta, err, cap);
 }
 
+/* What of a tensor belongs to one feature. A role that is not known here is refused. */
+enum { WHOLE, NOTES, ROW, ENTRY };
+
+static int part_of(uint32_t role)
+{
+    switch (role) {
+    case QSAE_ROLE_META: return NOTES;
+    case QSAE_ROLE_ENC:
+    case QSAE_ROLE_DEC: return ROW;
+    case QSAE_ROLE_B_ENC:
+    case QSAE_ROLE_THETA:
+    case QSAE_ROLE_MAG_SCALE:
+    case QSAE_ROLE_MAG_BIAS: return ENTRY;
+    case QSAE_ROLE_B_DEC:
+    case QSAE_ROLE_SKIP: return WHOLE;
+    default: return -1;
+    }
+}
+
 typedef struct source {
     const extract_run *run;
     const qsae_tensor_record *tensor;
-    int by_feature; /* rows are features: take the chosen ones */
 } source;
 
 static int fill(void *user, const qfile_part *p, float *out, char *err, size_t cap)
 {
     const source *s = user;
     for (uint64_t i = 0; i < p->n_rows; i++) {
-        uint64_t row = s->by_feature ? s->run->rows[p->row + i] : p->row + i;
+        uint64_t row =
+            part_of(s->tensor->role) == ROW ? s->run->rows[p->row + i] : p->row + i;
         if (qread_block(&s->run->q, s->tensor, row, 1, p->col, p->n_cols,
                         out + i * p->n_cols, err, cap))
             return -1;
@@ -196,7 +215,7 @@ static int fill(void *user, const qfile_part *p, float *out, char *err, size_t c
 static int write_vector(const extract_run *r, qfile *q, const qsae_tensor_record *t,
                         char *err, size_t cap)
 {
-    int by_feature = t->role != QSAE_ROLE_B_DEC;
+    int by_feature = part_of(t->role) == ENTRY;
     uint64_t n = by_feature ? r->n : t->cols;
     float *v = malloc((size_t)n * sizeof *v);
     int bad = v ? 0 : err_set(err, cap, "out of memory");
@@ -214,20 +233,20 @@ static int write_vector(const extract_run *r, qfile *q, const qsae_tensor_record
 static int declare(const extract_run *r, qfile *q, const qsae_tensor_record *t,
                    char *err, size_t cap)
 {
-    uint64_t rows = t->rows, cols = t->cols;
-    if (t->role == QSAE_ROLE_META)
-        cols = r->meta.len;
-    else if (t->role == QSAE_ROLE_ENC || t->role == QSAE_ROLE_DEC)
-        rows = r->n;
-    else if (t->layout == QSAE_LAYOUT_VECTOR && t->role != QSAE_ROLE_B_DEC)
-        cols = r->n;
+    int part = part_of(t->role);
+    uint64_t rows = part == ROW ? r->n : t->rows;
+    uint64_t cols = part == NOTES ? r->meta.len : part == ENTRY ? r->n : t->cols;
+    if (part < 0)
+        return err_set(err, cap,
+                       "%.300s: a tensor of role %u, which extract does not know",
+                       r->sae_path, (unsigned)t->role);
     return qfile_declare(q, 1, t->role, t->type, t->layout, rows, cols, err, cap);
 }
 
 static int write_tensor(extract_run *r, qfile *q, const qsae_tensor_record *t,
                         char *err, size_t cap)
 {
-    source s = {r, t, t->role != QSAE_ROLE_SKIP};
+    source s = {r, t};
     if (t->role == QSAE_ROLE_META)
         return qfile_bytes(q, r->meta.text, err, cap);
     if (t->layout == QSAE_LAYOUT_VECTOR)
