@@ -615,12 +615,12 @@ static void check_bad_rows(const char *sae, truth *t)
             at("bad.npy"), "-o", at("c.jsonl"));
     t->x[5 * d + 7] = NAN;
     write_npy(at("bad.npy"), t->x, ROWS, d);
-    REFUSED("[5, 7] is NaN", at("c.jsonl"), cmd_encode, sae, at("bad.npy"), "-o",
-            at("c.jsonl"));
+    REFUSED("row 5, column 7 is NaN", at("c.jsonl"), cmd_encode, sae, at("bad.npy"),
+            "-o", at("c.jsonl"));
     t->x[5 * d + 7] = -INFINITY;
     write_st(at("bad.safetensors"), t->x, ROWS, d);
-    REFUSED("[5, 7] is infinite", at("c.jsonl"), cmd_encode, sae, at("bad.safetensors"),
-            "-o", at("c.jsonl"));
+    REFUSED("row 5, column 7 is infinite", at("c.jsonl"), cmd_encode, sae,
+            at("bad.safetensors"), "-o", at("c.jsonl"));
     t->x[5 * d + 7] = keep;
     write_npy(at("x.npy"), t->x, ROWS, d);
     write_npy(at("few.npy"), t->x, ROWS - 1, d);

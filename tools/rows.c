@@ -80,10 +80,29 @@ void rows_close(rows_in *r)
     memset(r, 0, sizeof *r);
 }
 
+/* The first number that tensor_f32 refuses, by row and column. */
+static int name_place(const rows_in *r, uint64_t first, uint64_t n, char *err,
+                      size_t cap)
+{
+    char why[ERR_CAP];
+    float x;
+    for (uint64_t i = first * r->width; i < (first + n) * r->width; i++) {
+        if (!tensor_f32(r->matrix, i, 1, &x, why, sizeof why))
+            continue;
+        const char *what = strstr(why, " is ");
+        if (what)
+            return err_set(err, cap, "row %" PRIu64 ", column %" PRIu64 "%s",
+                           i / r->width, i % r->width, what);
+        break;
+    }
+    return -1;
+}
+
 int rows_read(const rows_in *r, uint64_t first, uint64_t n, float *out, char *err,
               size_t cap)
 {
-    if (tensor_f32(r->matrix, first * r->width, n * r->width, out, err, cap))
-        return err_prefix(err, cap, "%.200s", tensors_path(r->file));
-    return 0;
+    if (tensor_f32(r->matrix, first * r->width, n * r->width, out, err, cap) == 0)
+        return 0;
+    name_place(r, first, n, err, cap);
+    return err_prefix(err, cap, "%.200s", tensors_path(r->file));
 }
