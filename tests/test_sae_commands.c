@@ -647,6 +647,9 @@ static void check_bad_rows(const char *sae, truth *t)
             at("nowhere/c.jsonl"));
     REFUSED("cannot", at("nowhere/c.safetensors"), cmd_encode, sae, at("x.npy"), "-o",
             at("nowhere/c.safetensors"));
+    mkdir(at("dir.safetensors"), 0777);
+    REFUSED("is not a regular file", NULL, cmd_encode, sae, at("x.npy"), "-o",
+            at("dir.safetensors"));
     WORKS(cmd_encode, sae, at("none.npy"), "-o", at("none.jsonl"));
     WORKS(cmd_encode, sae, at("none.npy"), "-o", at("none.safetensors"));
     WORKS(cmd_decode, sae, at("none.safetensors"), "-o", at("c.npy"));

@@ -53,6 +53,7 @@ struct sparse_writer {
     char *path;
     const sae_numbers *numbers;
     outfile *lines; /* JSON Lines; NULL: CSR */
+    st_writer *csr;
     FILE *part[N_PARTS];
     uint64_t n_rows, n_entries;
 };
@@ -108,6 +109,8 @@ sparse_writer *sparse_create(const char *path, const sae_numbers *numbers, char 
     int bad = 0;
     if (ends_in(path, ".jsonl"))
         bad = !(w->lines = outfile_create(path, err, cap));
+    else /* now, so that a destination that cannot be is refused before the work */
+        bad = !(w->csr = st_writer_create(path, err, cap));
     for (int i = 0; !w->lines && i < N_PARTS && !bad; i++)
         bad = !(w->part[i] = spool(path, err, cap));
     if (bad) {
@@ -193,19 +196,17 @@ static int finish_csr(sparse_writer *w, char *err, size_t cap)
     uint64_t n_ptr = w->n_rows + 1;
     if (put(w, INDPTR, &end, sizeof end, err, cap))
         return -1;
-    st_writer *out = st_writer_create(w->path, err, cap);
-    if (!out)
-        return -1;
+    st_writer *out = w->csr;
     int bad =
         st_writer_declare(out, "indptr", TENSOR_I64, 1, &n_ptr, err, cap) ||
         st_writer_declare(out, "indices", TENSOR_I32, 1, &w->n_entries, err, cap) ||
         st_writer_declare(out, "values", TENSOR_F32, 1, &w->n_entries, err, cap);
     for (int i = 0; i < N_PARTS && !bad; i++)
         bad = copy_part(w, i, out, err, cap);
-    if (!bad)
-        return st_writer_commit(out, err, cap);
-    st_writer_abort(out);
-    return -1;
+    if (bad)
+        return -1;
+    w->csr = NULL;
+    return st_writer_commit(out, err, cap);
 }
 
 int sparse_commit(sparse_writer *w, char *err, size_t cap)
@@ -226,6 +227,7 @@ void sparse_abort(sparse_writer *w)
     if (!w)
         return;
     outfile_abort(w->lines);
+    st_writer_abort(w->csr);
     for (int i = 0; i < N_PARTS; i++)
         if (w->part[i])
             fclose(w->part[i]);
