@@ -1708,7 +1708,7 @@ static void test_info(void)
     CHECK(run_info(NULL, folder) == CMD_FAILED && says("not a regular file"));
     CHECK(run_info(NULL, path_of("none")) == CMD_FAILED && says("No such file"));
     CHECK(run_info("--what", o.out) == CMD_USAGE && says("unknown option"));
-    CHECK(run_info("again", o.out) == CMD_USAGE && says("info takes one file"));
+    CHECK(run_info("again", o.out) == CMD_USAGE && says("one argument too many"));
 }
 
 int main(int argc, char **argv)
