@@ -41,6 +41,7 @@ TESTS = $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
 # White-box tests include qsae.c itself and must not be linked with it.
 WHITEBOX = $(patsubst tests/%.c,$(BUILD)/tests/%,\
              $(shell grep -l '^.include "../qsae.c"' tests/test_*.c tests/fuzz_*.c 2>/dev/null))
+HELPERS = $(BUILD)/tests/print_tensors # programs that tests need
 EXAMPLES = $(patsubst examples/%.c,$(BUILD)/examples/%,$(wildcard examples/[0-9]*.c))
 FUZZERS = $(patsubst tests/%.c,$(BUILD)/fuzz/%,$(wildcard tests/fuzz_*.c))
 REPLAYS = $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/fuzz_*.c))
@@ -56,7 +57,7 @@ all: $(BUILD)/qsae $(BUILD)/libqsae.a $(BUILD)/libqsae.so ## the program and the
 demo: $(BUILD)/qsae $(TOY) ## find the refusal feature of the toy model and steer with it
 	@RUN="$(RUN)" BUILD="$(BUILD)" sh tools/demo.sh
 
-test: $(BUILD)/qsae $(TESTS) $(EXAMPLES) $(REPLAYS) $(TOY) ## all tests that need only gcc and make
+test: $(BUILD)/qsae $(TESTS) $(HELPERS) $(EXAMPLES) $(REPLAYS) $(TOY) ## all tests that need only gcc and make
 	@CC="$(CC)" RUN="$(RUN)" BUILD="$(BUILD)" SAN_FLAGS="$(SAN_FLAGS)" OMP="$(OMP)" \
 	    sh tests/run.sh $(TESTS) $(REPLAYS)
 
@@ -127,7 +128,7 @@ $(BUILD)/tests/%.o: tests/%.c
 
 # A fuzz target under any compiler: replay.c runs its seeds and simple changes of them.
 LIBRARY = $(BUILD)/libtools.a $(BUILD)/qsae.o
-$(filter-out $(WHITEBOX),$(TESTS)): $(BUILD)/%: $(BUILD)/%.o $(LIBRARY)
+$(filter-out $(WHITEBOX),$(TESTS)) $(HELPERS): $(BUILD)/%: $(BUILD)/%.o $(LIBRARY)
 	$(LINK) $^ -o $@ -lm -pthread
 
 $(filter-out $(WHITEBOX),$(REPLAYS)): $(BUILD)/%: $(BUILD)/%.o $(BUILD)/tests/replay.o $(LIBRARY)

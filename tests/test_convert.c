@@ -16,6 +16,8 @@
 
 #include "../tools/cmd.h"
 #include "../tools/convert.h"
+#include "../tools/safetensors.h"
+#include "../tools/tensors_impl.h"
 
 static char err[ERR_CAP],
     folder[512]; /* folder/src is the source, folder/out.qsae the result */
@@ -79,7 +81,7 @@ static void empty_folder(const char *dir)
 
 typedef struct source {
     const char *name;
-    st_dtype dtype;
+    tensor_type type;
     uint32_t rank;
     uint64_t shape[2];
     const char *file; /* shard; NULL: any */
@@ -88,13 +90,30 @@ typedef struct source {
     int skip;         /* not written */
 } source;
 
-#define MATRIX(name, dtype, rows, cols) {name, dtype, 2, {rows, cols}, NULL, -1, 0, 0}
-#define VECTOR(name, dtype, n)          {name, dtype, 1, {n, 0}, NULL, -1, 0, 0}
-#define NUMBER(name, dtype, x)          {name, dtype, 0, {0, 0}, NULL, 0, x, 0}
-#define ODD_MATRIX(name, dtype, rows, cols, at, x) \
-    {name, dtype, 2, {rows, cols}, NULL, at, x, 0}
-#define ODD_VECTOR(name, dtype, n, at, x) {name, dtype, 1, {n, 0}, NULL, at, x, 0}
-#define GONE(name)                        {name, ST_F32, 1, {1, 0}, NULL, -1, 0, 1}
+#define MATRIX(name, dtype, rows, cols)              \
+    {                                                \
+        name, dtype, 2, {rows, cols}, NULL, -1, 0, 0 \
+    }
+#define VECTOR(name, dtype, n)                 \
+    {                                          \
+        name, dtype, 1, {n, 0}, NULL, -1, 0, 0 \
+    }
+#define NUMBER(name, dtype, x)                \
+    {                                         \
+        name, dtype, 0, {0, 0}, NULL, 0, x, 0 \
+    }
+#define ODD_MATRIX(name, dtype, rows, cols, at, x)   \
+    {                                                \
+        name, dtype, 2, {rows, cols}, NULL, at, x, 0 \
+    }
+#define ODD_VECTOR(name, dtype, n, at, x)      \
+    {                                          \
+        name, dtype, 1, {n, 0}, NULL, at, x, 0 \
+    }
+#define GONE(name)                                  \
+    {                                               \
+        name, TENSOR_F32, 1, {1, 0}, NULL, -1, 0, 1 \
+    }
 
 static uint32_t random_state;
 
@@ -147,15 +166,15 @@ static size_t encode(const source *s, const float *v, unsigned char *out)
                           (e > 30  ? 0x7C00u | (isnan(v[i]) ? 1u : 0u)
                            : e < 1 ? 0
                                    : (uint32_t)e << 10 | (bits >> 13 & 1023)));
-        if (s->dtype == ST_BF16)
+        if (s->type == TENSOR_BF16)
             half = (uint16_t)(bits >> 16);
-        if (s->dtype == ST_F64)
+        if (s->type == TENSOR_F64)
             memcpy(out + at, &wide, 8);
-        else if (s->dtype == ST_F32)
+        else if (s->type == TENSOR_F32)
             memcpy(out + at, &bits, 4);
         else
             memcpy(out + at, &half, 2);
-        at += st_dtype_size(s->dtype);
+        at += tensor_type_bytes(s->type);
     }
     return at;
 }
@@ -174,15 +193,15 @@ static void write_tensors(const source *list, size_t n, const char *file)
     int bad = w == NULL;
     for (size_t i = 0; i < n && !bad; i++)
         if (!list[i].skip && belongs(&list[i], file))
-            bad = st_writer_declare(w, list[i].name, list[i].dtype, list[i].rank,
+            bad = st_writer_declare(w, list[i].name, list[i].type, list[i].rank,
                                     list[i].shape, err, sizeof err);
     for (size_t i = 0; i < n && !bad; i++) {
         if (list[i].skip || !belongs(&list[i], file))
             continue;
         float *v = values_of(&list[i]);
         unsigned char *bytes = calloc((size_t)elements(&list[i]) + 1, 8);
-        size_t size = st_dtype_size(list[i].dtype) < 2 ? (size_t)elements(&list[i])
-                                                       : encode(&list[i], v, bytes);
+        size_t size = tensor_type_bytes(list[i].type) < 2 ? (size_t)elements(&list[i])
+                                                          : encode(&list[i], v, bytes);
         bad = st_writer_data(w, bytes, size, err, sizeof err);
         free(bytes);
         free(v);
@@ -283,21 +302,21 @@ static const char config[] = "{\"architectures\":[\"Qwen3ForCausalLM\"],\"attent
 
 static const struct {
     const char *name;
-    st_dtype dtype;
+    tensor_type type;
     uint64_t rows, cols; /* cols 0: a vector */
     uint32_t role;
 } parts[11] = {
-    {"input_layernorm", ST_BF16, 20, 0, QSAE_ROLE_ATTN_NORM},
-    {"self_attn.q_proj", ST_BF16, 24, 20, QSAE_ROLE_Q},
-    {"self_attn.k_proj", ST_F32, 12, 20, QSAE_ROLE_K},
-    {"self_attn.v_proj", ST_F16, 12, 20, QSAE_ROLE_V},
-    {"self_attn.q_norm", ST_F32, 6, 0, QSAE_ROLE_Q_NORM},
-    {"self_attn.k_norm", ST_F16, 6, 0, QSAE_ROLE_K_NORM},
-    {"self_attn.o_proj", ST_BF16, 20, 24, QSAE_ROLE_O},
-    {"post_attention_layernorm", ST_BF16, 20, 0, QSAE_ROLE_MLP_NORM},
-    {"mlp.gate_proj", ST_BF16, 35, 20, QSAE_ROLE_GATE},
-    {"mlp.up_proj", ST_BF16, 35, 20, QSAE_ROLE_UP},
-    {"mlp.down_proj", ST_BF16, 20, 35, QSAE_ROLE_DOWN},
+    {"input_layernorm", TENSOR_BF16, 20, 0, QSAE_ROLE_ATTN_NORM},
+    {"self_attn.q_proj", TENSOR_BF16, 24, 20, QSAE_ROLE_Q},
+    {"self_attn.k_proj", TENSOR_F32, 12, 20, QSAE_ROLE_K},
+    {"self_attn.v_proj", TENSOR_F16, 12, 20, QSAE_ROLE_V},
+    {"self_attn.q_norm", TENSOR_F32, 6, 0, QSAE_ROLE_Q_NORM},
+    {"self_attn.k_norm", TENSOR_F16, 6, 0, QSAE_ROLE_K_NORM},
+    {"self_attn.o_proj", TENSOR_BF16, 20, 24, QSAE_ROLE_O},
+    {"post_attention_layernorm", TENSOR_BF16, 20, 0, QSAE_ROLE_MLP_NORM},
+    {"mlp.gate_proj", TENSOR_BF16, 35, 20, QSAE_ROLE_GATE},
+    {"mlp.up_proj", TENSOR_BF16, 35, 20, QSAE_ROLE_UP},
+    {"mlp.down_proj", TENSOR_BF16, 20, 35, QSAE_ROLE_DOWN},
 };
 
 enum { EMBED, NORM, HEAD, LAYER0, LAYER1 = LAYER0 + 11, N_TENSORS = LAYER1 + 11 };
@@ -307,15 +326,15 @@ static source model[N_TENSORS];
 static void make_model(void)
 {
     static char names[22][64];
-    model[EMBED] = (source)MATRIX("model.embed_tokens.weight", ST_BF16, 33, 20);
-    model[NORM] = (source)VECTOR("model.norm.weight", ST_F32, 20);
-    model[HEAD] = (source)MATRIX("lm_head.weight", ST_BF16, 33, 20);
+    model[EMBED] = (source)MATRIX("model.embed_tokens.weight", TENSOR_BF16, 33, 20);
+    model[NORM] = (source)VECTOR("model.norm.weight", TENSOR_F32, 20);
+    model[HEAD] = (source)MATRIX("lm_head.weight", TENSOR_BF16, 33, 20);
     for (int i = 0; i < 22; i++) {
         int k = i % 11;
         snprintf(names[i], sizeof names[i], "model.layers.%d.%s.weight", i / 11,
                  parts[k].name);
         source t = {names[i],
-                    parts[k].dtype,
+                    parts[k].type,
                     parts[k].cols ? 2u : 1u,
                     {parts[k].rows, parts[k].cols},
                     NULL,
@@ -391,7 +410,7 @@ static int accepted_model(const convert_options *o, qsae_model_info *info)
 
 static uint32_t kept_type(const source *s)
 {
-    return s->rank == 2 && s->dtype == ST_BF16 ? QSAE_TYPE_BF16 : QSAE_TYPE_F32;
+    return s->rank == 2 && s->type == TENSOR_BF16 ? QSAE_TYPE_BF16 : QSAE_TYPE_F32;
 }
 
 static void check_layers(void)
@@ -683,42 +702,47 @@ static void test_tensors(void)
     } rows[] = {
         {LAYER1 + 4, GONE("model.layers.1.self_attn.q_norm.weight"),
          "tensor model.layers.1.self_attn.q_norm.weight is missing"},
-        {LAYER0 + 1, MATRIX("model.layers.0.self_attn.q_proj.weight", ST_BF16, 20, 24),
+        {LAYER0 + 1,
+         MATRIX("model.layers.0.self_attn.q_proj.weight", TENSOR_BF16, 20, 24),
          "has shape [20, 24], config.json implies [24, 20] (num_attention_heads x "
          "head_dim, hidden_size)"},
-        {LAYER0 + 1, VECTOR("model.layers.0.self_attn.q_proj.weight", ST_BF16, 480),
+        {LAYER0 + 1, VECTOR("model.layers.0.self_attn.q_proj.weight", TENSOR_BF16, 480),
          "has shape [480], config.json implies [24, 20]"},
-        {NORM, VECTOR("model.norm.weight", ST_F32, 21),
+        {NORM, VECTOR("model.norm.weight", TENSOR_F32, 21),
          "model.norm.weight has shape [21], config.json implies [20]"},
         {LAYER0 + 1,
-         MATRIX("model.layers.0.self_attn.q_proj.weight", ST_F8_E4M3, 24, 20),
+         MATRIX("model.layers.0.self_attn.q_proj.weight", TENSOR_F8_E4M3, 24, 20),
          "q_proj.weight is F8_E4M3; F32, BF16 and F16"},
-        {LAYER0 + 1, MATRIX("model.layers.0.self_attn.q_proj.weight", ST_F64, 24, 20),
+        {LAYER0 + 1,
+         MATRIX("model.layers.0.self_attn.q_proj.weight", TENSOR_F64, 24, 20),
          "q_proj.weight is F64"},
         {LAYER0 + 8,
-         ODD_MATRIX("model.layers.0.mlp.gate_proj.weight", ST_BF16, 35, 20, 345,
+         ODD_MATRIX("model.layers.0.mlp.gate_proj.weight", TENSOR_BF16, 35, 20, 345,
                     (float)NAN),
-         "tensor model.layers.0.mlp.gate_proj.weight: element 345 (row 17, column 5) "
+         "tensor model.layers.0.mlp.gate_proj.weight: element [17, 5] "
          "is NaN"},
         {EMBED,
-         ODD_MATRIX("model.embed_tokens.weight", ST_F16, 33, 20, 659, (float)INFINITY),
-         "tensor model.embed_tokens.weight: element 659 (row 32, column 19) is "
+         ODD_MATRIX("model.embed_tokens.weight", TENSOR_F16, 33, 20, 659,
+                    (float)INFINITY),
+         "tensor model.embed_tokens.weight: element [32, 19] is "
          "infinite"},
         {LAYER0,
-         ODD_VECTOR("model.layers.0.input_layernorm.weight", ST_BF16, 20, 3,
+         ODD_VECTOR("model.layers.0.input_layernorm.weight", TENSOR_BF16, 20, 3,
                     -(float)INFINITY),
-         "tensor model.layers.0.input_layernorm.weight: element 3 is infinite"},
-        {N_TENSORS, VECTOR("model.layers.0.self_attn.q_proj.bias", ST_BF16, 24),
+         "tensor model.layers.0.input_layernorm.weight: element [3] is infinite"},
+        {N_TENSORS, VECTOR("model.layers.0.self_attn.q_proj.bias", TENSOR_BF16, 24),
          "q_proj.bias is not known: Qwen3 with biases"},
-        {N_TENSORS, VECTOR("model.layers.0.mlp.experts.0.up_proj.weight", ST_BF16, 4),
+        {N_TENSORS,
+         VECTOR("model.layers.0.mlp.experts.0.up_proj.weight", TENSOR_BF16, 4),
          "mixtures of experts"},
-        {N_TENSORS, VECTOR("model.layers.0.mlp.up_proj.weight_scale", ST_F32, 4),
+        {N_TENSORS, VECTOR("model.layers.0.mlp.up_proj.weight_scale", TENSOR_F32, 4),
          "quantized checkpoints"},
-        {N_TENSORS, VECTOR("model.layers.0.self_attn.q_proj.lora_A.weight", ST_F32, 4),
+        {N_TENSORS,
+         VECTOR("model.layers.0.self_attn.q_proj.lora_A.weight", TENSOR_F32, 4),
          "an adapter"},
-        {N_TENSORS, VECTOR("model.layers.2.mlp.up_proj.weight", ST_F32, 4),
+        {N_TENSORS, VECTOR("model.layers.2.mlp.up_proj.weight", TENSOR_F32, 4),
          "is not known: a dense Qwen3"},
-        {N_TENSORS, VECTOR("model.layers.00.mlp.up_proj.weight", ST_F32, 4),
+        {N_TENSORS, VECTOR("model.layers.00.mlp.up_proj.weight", TENSOR_F32, 4),
          "is not known: a dense Qwen3"},
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
@@ -785,18 +809,17 @@ static void test_head_twice(void)
              "\"tie_word_embeddings\":true");
     write_model(model, N_TENSORS, tied);
     /* copy the bytes of the embedding over those of the head */
-    st_file *f = st_open(path_of("src/" ONE), err, sizeof err);
+    tensor_file *f = tensors_open(path_of("src/" ONE), err, sizeof err);
     if (!CHECK(f != NULL))
         return;
     size_t n = (size_t)elements(only) * 2;
     unsigned char *copy = malloc(n);
-    memcpy(copy, st_find(f, "model.embed_tokens.weight")->data, n);
-    long header_and = (long)(st_find(f, "lm_head.weight")->data - st_at(f, 0)->data);
-    st_close(f);
+    long from = (long)tensors_find(f, "model.embed_tokens.weight")->offset;
+    long to = (long)tensors_find(f, "lm_head.weight")->offset;
+    tensors_close(f);
     FILE *file = fopen(path_of("src/" ONE), "r+b");
-    unsigned char length[8] = {0};
-    CHECK(file && fread(length, 1, 8, file) == 8);
-    fseek(file, 8 + length[0] + 256 * length[1] + header_and, SEEK_SET);
+    CHECK(file && fseek(file, from, SEEK_SET) == 0 && fread(copy, 1, n, file) == n);
+    fseek(file, to, SEEK_SET);
     CHECK(fwrite(copy, 1, n, file) == n && fclose(file) == 0);
     free(copy);
     CHECK(accepted_model(&o, &info) && info.tied && !tensor_of(0, QSAE_ROLE_LM_HEAD));
@@ -943,10 +966,10 @@ static const char sae_cfg[] =
 enum { W_ENC, W_DEC, B_ENC, B_DEC, THETA, R_MAG, B_MAG, SKIPPED, N_SAE };
 
 static const source sae[N_SAE] = {
-    MATRIX("W_enc", ST_F32, I, F),
-    MATRIX("W_dec", ST_F32, F, I),
-    VECTOR("b_enc", ST_F32, F),
-    VECTOR("b_dec", ST_F32, I),
+    MATRIX("W_enc", TENSOR_F32, I, F),
+    MATRIX("W_dec", TENSOR_F32, F, I),
+    VECTOR("b_enc", TENSOR_F32, F),
+    VECTOR("b_dec", TENSOR_F32, I),
     GONE("threshold"),
     GONE("r_mag"),
     GONE("b_mag"),
@@ -958,18 +981,18 @@ static void sae_tensors(const char *arch, source *list)
 {
     memcpy(list, sae, sizeof sae);
     if (strstr(arch, "jumprelu"))
-        list[THETA] = (source)VECTOR("threshold", ST_F32, F);
+        list[THETA] = (source)VECTOR("threshold", TENSOR_F32, F);
     if (strstr(arch, "batchtopk"))
-        list[THETA] = (source)NUMBER("topk_threshold", ST_F64, 0.375f);
+        list[THETA] = (source)NUMBER("topk_threshold", TENSOR_F64, 0.375f);
     if (strcmp(arch, "gated") == 0) {
         list[B_ENC].name = "b_gate";
-        list[R_MAG] = (source)VECTOR("r_mag", ST_F32, F);
-        list[B_MAG] = (source)VECTOR("b_mag", ST_F32, F);
+        list[R_MAG] = (source)VECTOR("r_mag", TENSOR_F32, F);
+        list[B_MAG] = (source)VECTOR("b_mag", TENSOR_F32, F);
     }
     if (strstr(arch, "transcoder"))
         list[W_DEC].shape[1] = list[B_DEC].shape[0] = O;
     if (strstr(arch, "skip"))
-        list[SKIPPED] = (source)MATRIX("W_skip", ST_F32, O, I);
+        list[SKIPPED] = (source)MATRIX("W_skip", TENSOR_F32, O, I);
 }
 
 static void write_sae(const source *list, const char *cfg)
@@ -1281,36 +1304,37 @@ static void test_sae_tensors(void)
          "tensor b_enc is missing, which architecture standard has"},
         {"jumprelu", THETA, GONE("threshold"), "tensor threshold is missing"},
         {"batchtopk", THETA, GONE("topk_threshold"), "tensor threshold is missing"},
-        {"batchtopk", THETA, VECTOR("topk_threshold", ST_F32, F),
+        {"batchtopk", THETA, VECTOR("topk_threshold", TENSOR_F32, F),
          "topk_threshold has shape [19], it must be one number"},
         {"gated", R_MAG, GONE("r_mag"), "tensor r_mag is missing"},
-        {"gated", R_MAG, ODD_VECTOR("r_mag", ST_F32, F, 2, 200.0f),
+        {"gated", R_MAG, ODD_VECTOR("r_mag", TENSOR_F32, F, 2, 200.0f),
          "exp(r_mag) of feature 2 does not fit in f32: r_mag is 200"},
-        {"gated", R_MAG, ODD_VECTOR("r_mag", ST_F32, F, 2, -200.0f),
+        {"gated", R_MAG, ODD_VECTOR("r_mag", TENSOR_F32, F, 2, -200.0f),
          "exp(r_mag) of feature 2 does not fit"},
         {"skip_transcoder", SKIPPED, GONE("W_skip"), "tensor W_skip is missing"},
-        {"skip_transcoder", SKIPPED, MATRIX("W_skip", ST_F32, I, O),
+        {"skip_transcoder", SKIPPED, MATRIX("W_skip", TENSOR_F32, I, O),
          "tensor W_skip has shape [5, 7], cfg.json implies [7, 5]"},
-        {"skip_transcoder", SKIPPED, ODD_MATRIX("W_skip", ST_F32, O, I, 6, (float)NAN),
-         "tensor W_skip: element 6 (row 1, column 1) is NaN"},
-        {"standard", R_MAG, VECTOR("log_threshold", ST_F32, F),
+        {"skip_transcoder", SKIPPED,
+         ODD_MATRIX("W_skip", TENSOR_F32, O, I, 6, (float)NAN),
+         "tensor W_skip: element [1, 1] is NaN"},
+        {"standard", R_MAG, VECTOR("log_threshold", TENSOR_F32, F),
          "tensor log_threshold is not known: architecture standard"},
-        {"standard", R_MAG, VECTOR("scaling_factor", ST_F32, F),
+        {"standard", R_MAG, VECTOR("scaling_factor", TENSOR_F32, F),
          "finetuning scales other than 1"},
-        {"standard", W_ENC, MATRIX("W_enc", ST_F32, F, I),
+        {"standard", W_ENC, MATRIX("W_enc", TENSOR_F32, F, I),
          "tensor W_enc has shape [19, 5], cfg.json implies [5, 19]"},
-        {"standard", W_ENC, MATRIX("W_enc", ST_I8, I, F),
+        {"standard", W_ENC, MATRIX("W_enc", TENSOR_I8, I, F),
          "tensor W_enc is I8; F32, BF16, F16 and F64"},
-        {"standard", W_ENC, ODD_MATRIX("W_enc", ST_F32, I, F, 20, (float)NAN),
-         "tensor W_enc: element 20 (row 1, column 1) is NaN"},
-        {"standard", W_DEC, ODD_MATRIX("W_dec", ST_F16, F, I, 94, (float)INFINITY),
-         "tensor W_dec: element 94 (row 18, column 4) is infinite"},
-        {"standard", B_DEC, ODD_VECTOR("b_dec", ST_F64, I, 4, -(float)INFINITY),
-         "tensor b_dec: element 4 is infinite"},
-        {"batchtopk", THETA, NUMBER("topk_threshold", ST_F64, -0.5f),
+        {"standard", W_ENC, ODD_MATRIX("W_enc", TENSOR_F32, I, F, 20, (float)NAN),
+         "tensor W_enc: element [1, 1] is NaN"},
+        {"standard", W_DEC, ODD_MATRIX("W_dec", TENSOR_F16, F, I, 94, (float)INFINITY),
+         "tensor W_dec: element [18, 4] is infinite"},
+        {"standard", B_DEC, ODD_VECTOR("b_dec", TENSOR_F64, I, 4, -(float)INFINITY),
+         "tensor b_dec: element [4] is infinite"},
+        {"batchtopk", THETA, NUMBER("topk_threshold", TENSOR_F64, -0.5f),
          "topk_threshold is -0.5, it cannot be below 0"},
-        {"jumprelu", THETA, ODD_VECTOR("threshold", ST_F32, F, 3, (float)NAN),
-         "tensor threshold: element 3 is NaN"},
+        {"jumprelu", THETA, ODD_VECTOR("threshold", TENSOR_F32, F, 3, (float)NAN),
+         "tensor threshold: element [3] is NaN"},
     };
     char text[4096];
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
@@ -1432,7 +1456,7 @@ static void test_sae_types(void)
         source list[N_SAE];
         convert_options o = plain_options();
         memcpy(list, sae, sizeof list);
-        list[W_ENC].dtype = list[W_DEC].dtype = v == 3 ? ST_F64 : ST_BF16;
+        list[W_ENC].type = list[W_DEC].type = v == 3 ? TENSOR_F64 : TENSOR_BF16;
         o.norm_scale = v == 1 ? 0.625 : 0;
         o.type = v == 2 ? QSAE_TYPE_F32 : v == 3 ? QSAE_TYPE_BF16 : 0;
         sae_config(text, sizeof text, &w);

@@ -9,7 +9,7 @@
 
 #include "../qsae.h"
 #include "../tools/cmd.h"
-#include "../tools/safetensors.h"
+#include "../tools/tensors.h"
 #include "test.h"
 
 #include <math.h>
@@ -75,41 +75,42 @@ static const char *convert(const char *source, const char *name)
 
 /* ------------------------------------------------------------------------------- goldens */
 
-static st_file *open_golden(const char *path)
+static tensor_file *open_golden(const char *path)
 {
     char err[512];
-    st_file *f = st_open(path, err, sizeof err);
+    tensor_file *f = tensors_open(path, err, sizeof err);
     if (!f)
         fprintf(stderr, "test_golden: %s\n", err);
     return CHECK(f != NULL) ? f : NULL;
 }
 
-static const st_tensor *find(const st_file *f, const char *name)
+static const tensor *find(const tensor_file *f, const char *name)
 {
-    const st_tensor *t = st_find(f, name);
+    const tensor *t = tensors_find(f, name);
     check_named(t != NULL, "tensor in golden", name, 0);
     return t;
 }
 
-static float *floats(const st_file *f, const char *name, size_t *n)
+static float *floats(const tensor_file *f, const char *name, size_t *n)
 {
-    const st_tensor *t = find(f, name);
+    const tensor *t = find(f, name);
     float *x = must(malloc((t ? (size_t)t->n : 0) * 4 + 4));
     *n = t ? (size_t)t->n : 0;
-    if (t)
-        st_f32(t, 0, t->n, x);
+    char err[512];
+    if (t && !CHECK(tensor_f32(t, 0, t->n, x, err, sizeof err) == 0))
+        fprintf(stderr, "test_golden: %s\n", err);
     return x;
 }
 
-static int32_t *ints(const st_file *f, const char *name, size_t *n)
+static int32_t *ints(const tensor_file *f, const char *name, size_t *n)
 {
-    const st_tensor *t = find(f, name);
-    *n = t && t->dtype == ST_I32 ? (size_t)t->n : 0;
+    const tensor *t = find(f, name);
+    *n = t && t->type == TENSOR_I32 ? (size_t)t->n : 0;
     int32_t *x = must(malloc(*n * 4 + 4));
     for (size_t i = 0; i < *n; i++) {
-        const unsigned char *b = t->data + 4 * i;
-        x[i] = (int32_t)(b[0] | (uint32_t)b[1] << 8 | (uint32_t)b[2] << 16 |
-                         (uint32_t)b[3] << 24);
+        int64_t v = 0;
+        CHECK(tensor_int(t, i, &v, NULL, 0) == 0);
+        x[i] = (int32_t)v;
     }
     return x;
 }
@@ -128,7 +129,7 @@ static double error_of(const float *got, const float *want, size_t n)
 }
 
 /* Rows `rows` of got [., width] against the golden tensor. */
-static void check_rows(const st_file *f, const char *name, const float *got,
+static void check_rows(const tensor_file *f, const char *name, const float *got,
                        size_t width, const int32_t *rows, size_t n_rows, double *worst)
 {
     size_t n;
@@ -332,7 +333,7 @@ static void all_ways(const char *path, const char *name, const int32_t *ids, siz
 static void test_model(const char *name)
 {
     const char *path = convert(join(GOLDEN, name, ""), name);
-    st_file *f = open_golden(join(GOLDEN, name, ".safetensors"));
+    tensor_file *f = open_golden(join(GOLDEN, name, ".safetensors"));
     qsae_model *m = open_model(path, QSAE_ISA_AUTO);
     if (f && m) {
         size_t n, n_rows;
@@ -356,7 +357,7 @@ static void test_model(const char *name)
         free(rows);
     }
     qsae_model_close(m);
-    st_close(f);
+    tensors_close(f);
 }
 
 /* ---------------------------------------------------------------------------------- SAEs */
@@ -426,7 +427,7 @@ static int same_sparse(const sparse *a, const sparse *b)
 
 /* The SAE against golden tensors <prefix>x, start, index, y, and the values by SAELens in
  * float32 (value) and in float64 (exact): a value may be near either. */
-static void check_sae(const char *path, const char *name, const st_file *f,
+static void check_sae(const char *path, const char *name, const tensor_file *f,
                       const char *prefix)
 {
     size_t nx, ny, n_start, n_index, n_value, n_exact;
@@ -503,11 +504,11 @@ enum { N_SAES = (int)(sizeof sae_names / sizeof sae_names[0]) };
 static void test_saes(void)
 {
     for (int i = 0; i < N_SAES; i++) {
-        st_file *f = open_golden(join(GOLDEN "saes/", sae_names[i], ".safetensors"));
+        tensor_file *f = open_golden(join(GOLDEN "saes/", sae_names[i], ".safetensors"));
         if (f)
             check_sae(convert(join(GOLDEN "saes/", sae_names[i], ""), sae_names[i]),
                       sae_names[i], f, "");
-        st_close(f);
+        tensors_close(f);
     }
 }
 
@@ -546,7 +547,7 @@ static const qsae_sae *sae_called(qsae_sae *const *saes, const char *name)
 }
 
 /* One case: its edits, evaluated as a prompt at once, a token at a time, and both. */
-static void check_case(const st_file *f, const qsae_model *m, qsae_sae *const *saes,
+static void check_case(const tensor_file *f, const qsae_model *m, qsae_sae *const *saes,
                        const case_line *lines, int n_lines, const result *plain,
                        double *worst)
 {
@@ -599,7 +600,7 @@ static void check_case(const st_file *f, const qsae_model *m, qsae_sae *const *s
 
 static void test_edits(void)
 {
-    st_file *f = open_golden(GOLDEN "edits.safetensors");
+    tensor_file *f = open_golden(GOLDEN "edits.safetensors");
     FILE *text = fopen(GOLDEN "edits.txt", "r");
     char model_path[512];
     snprintf(model_path, sizeof model_path, "%s", convert(GOLDEN "model_a", "model_a"));
@@ -638,7 +639,7 @@ static void test_edits(void)
     for (int i = 0; i < N_SAES; i++)
         qsae_sae_close(saes[i]);
     qsae_model_close(m);
-    st_close(f);
+    tensors_close(f);
     if (text)
         fclose(text);
 }
@@ -646,7 +647,7 @@ static void test_edits(void)
 /* ----------------------------------------------------------------------------------- toy */
 
 /* The prompt as chat tokens, its logits, one site of each layer; and the features of the toy's SAE. */
-static void test_toy_prompt(const st_file *f, const char *path, const qsae_model *m,
+static void test_toy_prompt(const tensor_file *f, const char *path, const qsae_model *m,
                             int number)
 {
     char prefix[16];
@@ -654,16 +655,23 @@ static void test_toy_prompt(const st_file *f, const char *path, const qsae_model
     size_t n, n_rows, n_ids = 0;
     int32_t *ids = ints(f, join(prefix, "tokens", ""), &n),
             *rows = ints(f, join(prefix, "rows", ""), &n_rows);
-    const st_tensor *ask = find(f, join(prefix, "ask", ""));
+    const tensor *ask = find(f, join(prefix, "ask", ""));
     int32_t *own = must(calloc(n + 1, sizeof *own));
     qsae_error e = {QSAE_OK, 0, ""};
     if (ask) {
+        char *text = must(malloc((size_t)ask->n + 1));
+        for (size_t i = 0; i < ask->n; i++) {
+            int64_t c = 0;
+            CHECK(tensor_int(ask, i, &c, NULL, 0) == 0);
+            text[i] = (char)c;
+        }
         qsae_message message = {
-            .role = "user", .content = (const char *)ask->data, .content_len = (size_t)ask->n};
+            .role = "user", .content = text, .content_len = (size_t)ask->n};
         qsae_status st = qsae_chat_tokens(m, &message, 1, 0, own, n, &n_ids, &e);
         check_named(st == QSAE_OK && n_ids == n &&
                         memcmp(own, ids, n * sizeof *ids) == 0,
                     "the tokens of the chat", e.text, (double)n_ids);
+        free(text);
     }
     free(own);
     result r = new_result(m, n);
@@ -679,7 +687,7 @@ static void test_toy_prompt(const st_file *f, const char *path, const qsae_model
         else
             snprintf(key, sizeof key, "%slayers.%d.%s", prefix, (int)(i / N_SITES),
                      qsae_site_name((qsae_site)(i % N_SITES)));
-        if (st_find(f, key)) {
+        if (tensors_find(f, key)) {
             check_rows(f, key, r.tensor[i], r.width[i], rows, n_rows, &worst);
             found++;
         }
@@ -694,7 +702,7 @@ static void test_toy_prompt(const st_file *f, const char *path, const qsae_model
 
 static void test_toy(void)
 {
-    st_file *f = open_golden(GOLDEN "toy.safetensors");
+    tensor_file *f = open_golden(GOLDEN "toy.safetensors");
     char path[512];
     snprintf(path, sizeof path, "%s", convert("examples/toy/model", "toy"));
     qsae_model *m = open_model(path, QSAE_ISA_AUTO);
@@ -710,7 +718,7 @@ static void test_toy(void)
         }
     }
     qsae_model_close(m);
-    st_close(f);
+    tensors_close(f);
 }
 
 int main(int argc, char **argv)

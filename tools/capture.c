@@ -211,10 +211,10 @@ static int declare(capture_run *r, char *err, size_t cap)
             snprintf(name, sizeof name, "layers.%d.%s", (int)c->layer,
                      qsae_site_name(c->site));
         shape[1] = qsae_site_width(r->model, c->site);
-        if (st_writer_declare(r->out, name, ST_F32, 2, shape, err, cap))
+        if (st_writer_declare(r->out, name, TENSOR_F32, 2, shape, err, cap))
             return -1;
     }
-    return st_writer_declare(r->out, "tokens", ST_I32, 1, shape, err, cap);
+    return st_writer_declare(r->out, "tokens", TENSOR_I32, 1, shape, err, cap);
 }
 
 static int write_file(capture_run *r)

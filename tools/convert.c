@@ -197,40 +197,6 @@ void convert_note(const char *format, ...)
     va_end(ap);
 }
 
-static int not_finite(const st_tensor *t, uint64_t at, double value, char *err,
-                      size_t cap)
-{
-    const char *what = isnan(value) ? "NaN" : "infinite";
-    safe_name name = name_z(t->name);
-    if (t->rank != 2 || t->shape[1] == 0)
-        return err_set(err, cap, "tensor %s: element %" PRIu64 " is %s", name.text, at,
-                       what);
-    return err_set(err, cap,
-                   "tensor %s: element %" PRIu64 " (row %" PRIu64 ", column %" PRIu64
-                   ") is %s",
-                   name.text, at, at / t->shape[1], at % t->shape[1], what);
-}
-
-int convert_f32(const st_tensor *t, uint64_t first, uint64_t n, float *out, char *err,
-                size_t cap)
-{
-    st_f32(t, first, n, out);
-    for (uint64_t i = 0; i < n; i++)
-        if (!isfinite(out[i]))
-            return not_finite(t, first + i, (double)out[i], err, cap);
-    return 0;
-}
-
-int convert_f64(const st_tensor *t, uint64_t first, uint64_t n, double *out, char *err,
-                size_t cap)
-{
-    st_f64(t, first, n, out);
-    for (uint64_t i = 0; i < n; i++)
-        if (!isfinite(out[i]))
-            return not_finite(t, first + i, out[i], err, cap);
-    return 0;
-}
-
 /* ---- the command ---- */
 
 enum {

@@ -16,7 +16,7 @@
 #include "checked.h"
 #include "json.h"
 #include "qfile.h"
-#include "safetensors.h"
+#include "tensors.h"
 
 #define CONVERT_MAX_IGNORE 32
 
@@ -61,13 +61,6 @@ int convert_name(const char *dir, const convert_options *o, char *out, size_t ro
 int convert_ignored(const convert_options *o, const char *key);
 /* A line "note: ..." about something the user may want to know. */
 void convert_note(const char *format, ...) CHECK_FORMAT(1, 2);
-
-/* Elements as numbers, refused if one is not finite: the message names tensor, index
- * and place. */
-int convert_f32(const st_tensor *t, uint64_t first, uint64_t n, float *out, char *err,
-                size_t cap);
-int convert_f64(const st_tensor *t, uint64_t first, uint64_t n, double *out, char *err,
-                size_t cap);
 
 /* ---- tokenizer and chat template ---- */
 

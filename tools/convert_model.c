@@ -20,7 +20,7 @@
 
 typedef struct shard {
     char *name;
-    st_file *file;
+    tensor_file *file;
 } shard;
 typedef struct checkpoint {
     shard *shards;
@@ -31,15 +31,15 @@ static void checkpoint_close(checkpoint *k)
 {
     for (size_t i = 0; i < k->n; i++) {
         free(k->shards[i].name);
-        st_close(k->shards[i].file);
+        tensors_close(k->shards[i].file);
     }
     free(k->shards);
 }
 
-static const st_tensor *find(const checkpoint *k, const char *name)
+static const tensor *find(const checkpoint *k, const char *name)
 {
     for (size_t i = 0; i < k->n; i++) {
-        const st_tensor *t = st_find(k->shards[i].file, name);
+        const tensor *t = tensors_find(k->shards[i].file, name);
         if (t)
             return t;
     }
@@ -86,9 +86,9 @@ static int shard_open(checkpoint *k, const char *dir, const char *name, char *er
             return err_set(err, cap, "%s and %s are one file",
                            name_z(k->shards[i].name).text, name_z(name).text);
     char *path = convert_path(dir, name), *copy = malloc(strlen(name) + 1);
-    st_file *f = NULL;
+    tensor_file *f = NULL;
     if (path && copy)
-        f = st_open(path, err, cap);
+        f = tensors_open(path, err, cap);
     else
         err_set(err, cap, "out of memory");
     free(path);
@@ -124,7 +124,7 @@ static int check_map(checkpoint *k, const json_doc *doc, const json_value *map,
         if (!s && shard_open(k, dir, v->str, err, cap))
             return -1;
         s = shard_of(k, v->str);
-        if (strlen(name) != len || !st_find(s->file, name))
+        if (strlen(name) != len || !tensors_find(s->file, name))
             return err_set(err, cap,
                            INDEX_NAME
                            ": tensor %s is mapped to %s, which does not have it",
@@ -138,8 +138,8 @@ static int check_shards(const checkpoint *k, const json_doc *doc, const json_val
                         char *err, size_t cap)
 {
     for (size_t i = 0; i < k->n; i++) {
-        for (size_t j = 0; j < st_count(k->shards[i].file); j++) {
-            const char *name = st_at(k->shards[i].file, j)->name;
+        for (size_t j = 0; j < tensors_count(k->shards[i].file); j++) {
+            const char *name = tensors_at(k->shards[i].file, j)->name;
             const json_value *v = json_get(doc, map, name);
             if (!v)
                 return err_set(err, cap,
@@ -228,7 +228,7 @@ typedef struct want {
     uint64_t rows, cols; /* a vector has rows 1 */
     char name[80];       /* in the checkpoint, "" for what is computed */
     const char *why;     /* which numbers of config.json give the shape */
-    const st_tensor *t;
+    const tensor *t;
 } want;
 
 typedef struct plan {
@@ -299,22 +299,26 @@ static void add_layer(plan *p, uint32_t layer)
 #define EMBED "model.embed_tokens.weight"
 #define HEAD  "lm_head.weight"
 
-/* Bit-equal values, whatever the types. -0 and 0 differ, which only costs room. */
-static int equal_values(const st_tensor *a, const st_tensor *b)
+/* *equal: bit-equal values, whatever the types. -0 and 0 differ, which only costs
+ * room. */
+static int equal_values(const tensor *a, const tensor *b, int *equal, char *err,
+                        size_t cap)
 {
-    float x[1024], y[1024];
+    float x[4096], y[4096];
+    *equal = 0;
     if (a->rank != b->rank || memcmp(a->shape, b->shape, sizeof a->shape) != 0 ||
-        !st_is_float(a) || !st_is_float(b))
+        !tensor_is_float(a) || !tensor_is_float(b))
         return 0;
     for (uint64_t i = 0; i < a->n;) {
-        uint64_t m = a->n - i < 1024 ? a->n - i : 1024;
-        st_f32(a, i, m, x);
-        st_f32(b, i, m, y);
+        uint64_t m = a->n - i < 4096 ? a->n - i : 4096;
+        if (tensor_f32(a, i, m, x, err, cap) || tensor_f32(b, i, m, y, err, cap))
+            return -1;
         if (memcmp(x, y, (size_t)m * sizeof x[0]) != 0)
             return 0;
         i += m;
     }
-    return 1;
+    *equal = 1;
+    return 0;
 }
 
 /* Which matrix makes the logits. transformers 5.23, PreTrainedModel.tie_weights: a tied
@@ -323,15 +327,19 @@ static int equal_values(const st_tensor *a, const st_tensor *b)
  * user says which is meant. */
 static int choose_head(plan *p)
 {
-    const st_tensor *e = find(p->k, EMBED), *h = find(p->k, HEAD);
+    const tensor *e = find(p->k, EMBED), *h = find(p->k, HEAD);
     int stored = p->o->head == HEAD_STORED, tied = p->o->head == HEAD_TIED;
+    int equal = 1;
     p->embed = EMBED;
     p->tied = p->c->tied;
+    if (!stored && !tied && p->c->tied && e && h &&
+        equal_values(e, h, &equal, p->err, p->cap))
+        return -1;
     if (stored && !h)
         return err_set(p->err, p->cap, "--head stored: the checkpoint has no " HEAD);
     if (stored || tied) {
         p->tied = tied;
-    } else if (p->c->tied && e && h && !equal_values(e, h)) {
+    } else if (!equal) {
         return err_set(p->err, p->cap,
                        "config.json ties the output head to the embedding, but " HEAD
                        " is "
@@ -388,22 +396,22 @@ static int check_tensor(plan *p, want *w)
     int vector = w->layout == QSAE_LAYOUT_VECTOR;
     uint64_t shape[2] = {vector ? w->cols : w->rows, w->cols};
     uint32_t rank = vector ? 1 : 2;
-    const st_tensor *t = w->t = find(p->k, w->name);
+    const tensor *t = w->t = find(p->k, w->name);
     if (!t)
         return err_set(p->err, p->cap, "tensor %s is missing", w->name);
     if (t->rank != rank || memcmp(t->shape, shape, rank * sizeof shape[0]) != 0)
         return err_set(p->err, p->cap,
                        "tensor %s has shape %s, config.json implies %s%s%s%s", w->name,
-                       st_shape(t->rank, t->shape).text, st_shape(rank, shape).text,
+                       tensor_shape(t).text, tensor_shape_of(rank, shape).text,
                        w->why ? " (" : "", w->why ? w->why : "", w->why ? ")" : "");
-    if (!st_is_float(t) || t->dtype == ST_F64)
+    if (!tensor_is_float(t) || t->type == TENSOR_F64)
         return err_set(p->err, p->cap,
                        "tensor %s is %s; F32, BF16 and F16 are supported", w->name,
-                       st_dtype_name(t->dtype));
+                       tensor_type_name(t->type));
     if (!vector)
-        w->type = p->o->type            ? p->o->type
-                  : t->dtype == ST_BF16 ? QSAE_TYPE_BF16
-                                        : QSAE_TYPE_F32;
+        w->type = p->o->type               ? p->o->type
+                  : t->type == TENSOR_BF16 ? QSAE_TYPE_BF16
+                                           : QSAE_TYPE_F32;
     return 0;
 }
 
@@ -427,8 +435,8 @@ static const char *stranger_hint(const char *name)
 static int check_strangers(plan *p)
 {
     for (size_t i = 0; i < p->k->n; i++) {
-        for (size_t j = 0; j < st_count(p->k->shards[i].file); j++) {
-            const st_tensor *t = st_at(p->k->shards[i].file, j);
+        for (size_t j = 0; j < tensors_count(p->k->shards[i].file); j++) {
+            const tensor *t = tensors_at(p->k->shards[i].file, j);
             int known =
                 p->tied && (strcmp(t->name, HEAD) == 0 || strcmp(t->name, EMBED) == 0);
             for (size_t w = 0; w < p->n && !known; w++)
@@ -469,19 +477,10 @@ static int build_tokenizer(plan *p, const char *dir)
 
 /* ---- writing ---- */
 
-typedef struct matrix {
-    const st_tensor *t;
-    uint64_t cols;
-} matrix;
-
 static int fill(void *user, const qfile_part *part, float *out, char *err, size_t cap)
 {
-    const matrix *m = user;
-    for (uint64_t i = 0; i < part->n_rows; i++)
-        if (convert_f32(m->t, (part->row + i) * m->cols + part->col, part->n_cols,
-                        out + i * part->n_cols, err, cap))
-            return -1;
-    return 0;
+    return tensor_block_f32(user, part->row, part->n_rows, part->col, part->n_cols, out,
+                            err, cap);
 }
 
 static int write_vector(plan *p, qfile *q, const want *w)
@@ -496,7 +495,7 @@ static int write_vector(plan *p, qfile *q, const want *w)
             v[i] = 1.0f /
                    (float)pow(p->c->record.rope_theta, (double)((float)(2 * i) / dim));
     } else if (!status) {
-        status = convert_f32(w->t, 0, n, v, p->err, p->cap);
+        status = tensor_f32(w->t, 0, n, v, p->err, p->cap);
     }
     if (!status)
         status = qfile_vector(q, v, p->err, p->cap);
@@ -507,14 +506,15 @@ static int write_vector(plan *p, qfile *q, const want *w)
 static int write_tensor(plan *p, qfile *q, const want *w)
 {
     char why[ERR_CAP];
-    matrix m = {w->t, w->cols};
+    tensor t;
     if (w->role == QSAE_ROLE_TOKENIZER)
         return qfile_bytes(q, p->blob, p->err, p->cap);
     if (w->role == QSAE_ROLE_META)
         return qfile_bytes(q, p->meta.text, p->err, p->cap);
     if (w->layout == QSAE_LAYOUT_VECTOR)
         return write_vector(p, q, w);
-    if (qfile_matrix(q, fill, &m, why, sizeof why) == 0)
+    t = *w->t;
+    if (qfile_matrix(q, fill, &t, why, sizeof why) == 0)
         return 0;
     if (strncmp(why, "row ", 4) == 0) /* the writer knows the place, not the name */
         return err_set(p->err, p->cap, "tensor %s: %.300s", w->name, why);

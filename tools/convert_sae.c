@@ -61,11 +61,11 @@ typedef struct sae {
     qsae_sae_record record;
     int subtract, rescale; /* what to fold */
     double scale;          /* s; 1: none */
-    st_file *file;
+    tensor_file *file;
     /* d_in = I, d_sae = F, d_out = O */
-    const st_tensor *w_enc, *w_dec, *b_enc,
+    const tensor *w_enc, *w_dec, *b_enc,
         *b_dec; /* [I, F], [F, O], [F] (gated: b_gate), [O] */
-    const st_tensor *theta, *r_mag, *b_mag,
+    const tensor *theta, *r_mag, *b_mag,
         *skip; /* [F] or one number, [F], [F], [O, I] */
     int theta_is_log;
     uint32_t type; /* of the matrices */
@@ -552,27 +552,27 @@ static int read_cfg(sae *s)
 /* ---- sae_weights.safetensors ---- */
 
 static int take(sae *s, const char *name, uint64_t rows, uint64_t cols,
-                const st_tensor **out)
+                const tensor **out)
 {
     uint64_t shape[2] = {rows ? rows : cols, cols};
     uint32_t rank = rows ? 2 : 1;
-    const st_tensor *t = *out = st_find(s->file, name);
+    const tensor *t = *out = tensors_find(s->file, name);
     if (!t)
         return err_set(s->err, s->cap,
                        WEIGHTS ": tensor %s is missing, which architecture %s has",
                        name, s->arch->name);
     if (t->rank != rank || memcmp(t->shape, shape, rank * sizeof shape[0]) != 0)
-        return err_set(
-            s->err, s->cap,
-            WEIGHTS ": tensor %s has shape %s, cfg.json implies %s (d_in %u, d_sae "
-                    "%u, d_out %u)",
-            name, st_shape(t->rank, t->shape).text, st_shape(rank, shape).text,
-            s->record.d_in, s->record.d_sae, s->record.d_out);
-    if (!st_is_float(t))
+        return err_set(s->err, s->cap,
+                       WEIGHTS
+                       ": tensor %s has shape %s, cfg.json implies %s (d_in %u, d_sae "
+                       "%u, d_out %u)",
+                       name, tensor_shape(t).text, tensor_shape_of(rank, shape).text,
+                       s->record.d_in, s->record.d_sae, s->record.d_out);
+    if (!tensor_is_float(t))
         return err_set(s->err, s->cap,
                        WEIGHTS
                        ": tensor %s is %s; F32, BF16, F16 and F64 are supported",
-                       name, st_dtype_name(t->dtype));
+                       name, tensor_type_name(t->type));
     return 0;
 }
 
@@ -580,32 +580,33 @@ static int take(sae *s, const char *name, uint64_t rows, uint64_t cols,
  * BatchTopK checkpoints. */
 static int take_threshold(sae *s)
 {
-    const st_tensor *t = st_find(s->file, "topk_threshold");
+    const tensor *t = tensors_find(s->file, "topk_threshold");
     if ((s->arch->flags & BATCH) && t) {
-        if (t->n != 1 || !st_is_float(t))
+        if (t->n != 1 || !tensor_is_float(t))
             return err_set(s->err, s->cap,
                            WEIGHTS
                            ": topk_threshold has shape %s, it must be one number",
-                           st_shape(t->rank, t->shape).text);
+                           tensor_shape(t).text);
         s->theta = t;
         return 0;
     }
     s->theta_is_log = !(s->arch->flags & (BATCH | TRANSCODER)) &&
-                      !st_find(s->file, "threshold") &&
-                      st_find(s->file, "log_threshold");
+                      !tensors_find(s->file, "threshold") &&
+                      tensors_find(s->file, "log_threshold");
     return take(s, s->theta_is_log ? "log_threshold" : "threshold", 0, s->record.d_sae,
                 &s->theta);
 }
 
 /* scaling_factor of ones is what SAELens itself drops (torch.allclose); any other is
  * refused. */
-static int drop_scaling_factor(sae *s, const st_tensor *t)
+static int drop_scaling_factor(sae *s, const tensor *t)
 {
     for (uint64_t i = 0; i < t->n; i++) {
         double x;
-        if (!st_is_float(t))
+        if (!tensor_is_float(t))
             break;
-        st_f64(t, i, 1, &x);
+        if (tensor_f64(t, i, 1, &x, s->err, s->cap))
+            return err_prefix(s->err, s->cap, WEIGHTS);
         if (!(fabs(x - 1) <= 1e-8 + 1e-5))
             return err_set(s->err, s->cap,
                            WEIGHTS ": scaling_factor has %g at %" PRIu64
@@ -618,10 +619,10 @@ static int drop_scaling_factor(sae *s, const st_tensor *t)
 
 static int check_strangers(sae *s)
 {
-    const st_tensor *used[] = {s->w_enc, s->w_dec, s->b_enc, s->b_dec,
-                               s->theta, s->r_mag, s->b_mag, s->skip};
-    for (size_t i = 0; i < st_count(s->file); i++) {
-        const st_tensor *t = st_at(s->file, i);
+    const tensor *used[] = {s->w_enc, s->w_dec, s->b_enc, s->b_dec,
+                            s->theta, s->r_mag, s->b_mag, s->skip};
+    for (size_t i = 0; i < tensors_count(s->file); i++) {
+        const tensor *t = tensors_at(s->file, i);
         int known = 0;
         for (size_t j = 0; j < sizeof used / sizeof used[0]; j++)
             known |= t == used[j];
@@ -644,7 +645,7 @@ static int read_weights(sae *s)
     const qsae_sae_record *r = &s->record;
     int gated = s->arch->flags & GATED;
     char *path = convert_path(s->dir, WEIGHTS);
-    s->file = path ? st_open(path, s->err, s->cap) : NULL;
+    s->file = path ? tensors_open(path, s->err, s->cap) : NULL;
     if (!path)
         err_set(s->err, s->cap, "out of memory");
     free(path);
@@ -678,7 +679,7 @@ static int decoder_norms(sae *s)
         status = err_set(s->err, s->cap, "out of memory");
     for (uint64_t i = 0; i < F && !status; i++) {
         double sum = 0;
-        status = convert_f64(s->w_dec, i * O, O, row, s->err, s->cap);
+        status = tensor_f64(s->w_dec, i * O, O, row, s->err, s->cap);
         for (uint64_t j = 0; j < O && !status; j++)
             sum += row[j] * row[j];
         s->n[i] =
@@ -698,26 +699,22 @@ static int decoder_norms(sae *s)
     return 0;
 }
 
-static uint64_t count_below_zero(const st_tensor *t)
+static int describe_thresholds(sae *s)
 {
-    uint64_t count = 0;
-    for (uint64_t i = 0; i < t->n; i++) {
+    uint64_t below = 0;
+    for (uint64_t i = 0; i < s->theta->n && !s->theta_is_log; i++) {
         double x;
-        st_f64(t, i, 1, &x);
-        count += x < 0;
+        if (tensor_f64(s->theta, i, 1, &x, s->err, s->cap))
+            return err_prefix(s->err, s->cap, WEIGHTS);
+        below += x < 0;
     }
-    return count;
-}
-
-static void describe_thresholds(sae *s)
-{
-    uint64_t below = s->theta_is_log ? 0 : count_below_zero(s->theta);
     if (s->theta->n == 1 && s->record.d_sae != 1)
         qfile_meta_add(&s->lines, "folded.threshold",
                        "one threshold for all features (%s)", s->arch->name);
     else if (below > 0)
         qfile_meta_add(&s->lines, "folded.threshold",
                        "%" PRIu64 " below 0 became 0, which is the same", below);
+    return 0;
 }
 
 static int prepare(sae *s)
@@ -727,7 +724,7 @@ static int prepare(sae *s)
     s->shift = calloc(F, sizeof *s->shift);
     if (!s->c || !s->shift)
         return err_set(s->err, s->cap, "out of memory");
-    if (convert_f64(s->b_dec, 0, O, s->c, s->err, s->cap))
+    if (tensor_f64(s->b_dec, 0, O, s->c, s->err, s->cap))
         return err_prefix(s->err, s->cap, WEIGHTS);
     for (size_t j = 0; j < O; j++)
         s->c[j] /= s->scale;
@@ -739,14 +736,14 @@ static int prepare(sae *s)
     if (s->scale != 1)
         qfile_meta_add(&s->lines, "folded.norm_scale",
                        "%.17g (expected_average_only_in)", s->scale);
-    if (s->theta)
-        describe_thresholds(s);
-    int exact = s->w_enc->dtype == ST_BF16 && s->w_dec->dtype == ST_BF16 &&
-                (!s->skip || s->skip->dtype == ST_BF16) && s->scale == 1 && !s->n;
+    if (s->theta && describe_thresholds(s))
+        return -1;
+    int exact = s->w_enc->type == TENSOR_BF16 && s->w_dec->type == TENSOR_BF16 &&
+                (!s->skip || s->skip->type == TENSOR_BF16) && s->scale == 1 && !s->n;
     s->type = s->o->type ? s->o->type : exact ? QSAE_TYPE_BF16 : QSAE_TYPE_F32;
     qfile_meta_add(&s->lines, "weights", "%s",
                    s->o->type == QSAE_TYPE_BF16 ? "rounded to bf16, nearest even"
-                   : s->w_enc->dtype == ST_F64 || s->w_dec->dtype == ST_F64 ||
+                   : s->w_enc->type == TENSOR_F64 || s->w_dec->type == TENSOR_F64 ||
                            s->scale != 1 || s->n
                        ? "rounded once to f32"
                        : "as stored");
@@ -764,17 +761,24 @@ static double norm_of(const sae *s, uint64_t i)
 static int fill_enc(void *user, const qfile_part *p, float *out, char *err, size_t cap)
 {
     sae *s = user;
-    uint64_t I = s->record.d_in, F = s->record.d_sae;
-    double v[256]; /* qfile gives at most 256 rows at once */
-    for (uint64_t j = 0; j < I; j++) {
-        if (convert_f64(s->w_enc, j * F + p->row, p->n_rows, v, err, cap))
-            return -1;
-        for (uint64_t i = 0; i < p->n_rows; i++) {
-            float x = (float)(v[i] * s->scale * norm_of(s, p->row + i));
-            out[i * I + j] =
-                s->type == QSAE_TYPE_BF16 && isfinite(x) ? qfile_round_bf16(x) : x;
+    const uint64_t I = s->record.d_in, n = p->n_rows;
+    double *v = malloc((size_t)(64 * n) * sizeof *v);
+    int status = v ? 0 : err_set(err, cap, "out of memory");
+    for (uint64_t j = 0; j < I && !status; j += 64) {
+        uint64_t m = I - j < 64 ? I - j : 64; /* rows of W_enc: v[m, n] */
+        status = tensor_block_f64(s->w_enc, j, m, p->row, n, v, err, cap);
+        for (uint64_t i = 0; i < n && !status; i++) {
+            double by = s->scale * norm_of(s, p->row + i);
+            for (uint64_t k = 0; k < m; k++) {
+                float x = (float)(v[k * n + i] * by);
+                out[i * I + j + k] =
+                    s->type == QSAE_TYPE_BF16 && isfinite(x) ? qfile_round_bf16(x) : x;
+            }
         }
     }
+    free(v);
+    if (status)
+        return -1;
     for (uint64_t i = 0; i < p->n_rows && s->subtract; i++) {
         double sum = 0;
         for (uint64_t j = 0; j < I; j++)
@@ -789,30 +793,24 @@ static int fill_dec(void *user, const qfile_part *p, float *out, char *err, size
 {
     sae *s = user;
     uint64_t O = s->record.d_out;
-    double v[256];
-    for (uint64_t i = 0; i < p->n_rows; i++) {
+    double *v = malloc((size_t)O * sizeof *v);
+    int status = v ? 0 : err_set(err, cap, "out of memory");
+    for (uint64_t i = 0; i < p->n_rows && !status; i++) {
         double by = s->scale * norm_of(s, p->row + i);
-        for (uint64_t j = 0; j < O;) {
-            uint64_t n = O - j < 256 ? O - j : 256;
-            if (convert_f64(s->w_dec, (p->row + i) * O + j, n, v, err, cap))
-                return -1;
-            for (uint64_t k = 0; k < n; k++)
-                out[i * O + j + k] = (float)(v[k] / by);
-            j += n;
-        }
+        status = tensor_block_f64(s->w_dec, p->row + i, 1, 0, O, v, err, cap);
+        for (uint64_t j = 0; j < O && !status; j++)
+            out[i * O + j] = (float)(v[j] / by);
     }
-    return 0;
+    free(v);
+    return status;
 }
 
 /* SKIP [O, I] */
 static int fill_skip(void *user, const qfile_part *p, float *out, char *err, size_t cap)
 {
     sae *s = user;
-    for (uint64_t i = 0; i < p->n_rows; i++)
-        if (convert_f32(s->skip, (p->row + i) * s->record.d_in + p->col, p->n_cols,
-                        out + i * p->n_cols, err, cap))
-            return -1;
-    return 0;
+    return tensor_block_f32(s->skip, p->row, p->n_rows, p->col, p->n_cols, out, err,
+                            cap);
 }
 
 /* A vector [F] from a tensor t [F] or [1]; feature i is what `fold` makes of it. */
@@ -856,12 +854,13 @@ static int fold_mag_scale(sae *s, uint64_t i, double *x)
 static int fold_mag_bias(sae *s, uint64_t i, double *x)
 {
     double r;
-    st_f64(s->r_mag, i, 1, &r);
+    if (tensor_f64(s->r_mag, i, 1, &r, s->err, s->cap))
+        return -1;
     *x -= (double)(float)exp(r) * s->shift[i]; /* the scale as the file has it */
     return 0;
 }
 
-static int write_vector(sae *s, qfile *q, const st_tensor *t, fold_fn fold)
+static int write_vector(sae *s, qfile *q, const tensor *t, fold_fn fold)
 {
     size_t F = s->record.d_sae;
     float *v = malloc(F * sizeof *v);
@@ -869,7 +868,7 @@ static int write_vector(sae *s, qfile *q, const st_tensor *t, fold_fn fold)
     for (size_t i = 0; i < F && !status; i++) {
         double x;
         status =
-            convert_f64(t, t->n == 1 ? 0 : i, 1, &x, s->err, s->cap) || fold(s, i, &x);
+            tensor_f64(t, t->n == 1 ? 0 : i, 1, &x, s->err, s->cap) || fold(s, i, &x);
         v[i] = status ? 0 : (float)x;
         if (!status && !isfinite(v[i]))
             status = err_set(s->err, s->cap,
@@ -959,7 +958,7 @@ static int write_sae(sae *s, qfile *q)
 static void sae_free(sae *s)
 {
     json_free(s->doc);
-    st_close(s->file);
+    tensors_close(s->file);
     free(s->c);
     free(s->n);
     free(s->shift);

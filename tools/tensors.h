@@ -11,6 +11,8 @@
  * it mapped. The file must not change while it is open: what is then read is refused or
  * is what the file holds, never an access outside it.
  *
+ * One thread at a time uses a file.
+ *
  * Functions return 0, or -1 with err set, unless they say otherwise. */
 
 #ifndef QSAE_TOOLS_TENSORS_H
@@ -59,7 +61,7 @@ typedef enum tensor_container {
 typedef struct tensor_file tensor_file;
 
 typedef struct tensor {
-    const char *name; /* NUL-terminated, holds no NUL; of a nested dict "ae.encoder.weight" */
+    const char *name; /* NUL-terminated, holds none; in a dict "ae.encoder.weight" */
     tensor_type type;
     uint32_t rank; /* 0: one number */
     uint64_t shape[TENSOR_MAX_RANK];
@@ -88,13 +90,15 @@ const tensor *tensors_find(const tensor_file *f, const char *name); /* NULL if a
  * %.17g, "true"/"false"). NULL if absent. GGUF's typed metadata: gguf.h. */
 const char *tensors_meta(const tensor_file *f, const char *key);
 size_t tensors_meta_count(const tensor_file *f);
-const char *tensors_meta_at(const tensor_file *f, size_t i, const char **value); /* key */
+/* The key. */
+const char *tensors_meta_at(const tensor_file *f, size_t i, const char **value);
 
 /* "[4, 128]" */
 typedef struct tensor_shape_text {
     char text[200];
 } tensor_shape_text;
 tensor_shape_text tensor_shape(const tensor *t);
+tensor_shape_text tensor_shape_of(uint32_t rank, const uint64_t *shape);
 
 /* 1 for F16, BF16, F32, F64, Q8_0, Q4_0: what tensor_f32 and tensor_f64 read. */
 int tensor_is_float(const tensor *t);
