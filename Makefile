@@ -41,13 +41,13 @@ TESTS = $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
 # White-box tests include qsae.c itself and must not be linked with it.
 WHITEBOX = $(patsubst tests/%.c,$(BUILD)/tests/%,\
              $(shell grep -l '^.include "../qsae.c"' tests/test_*.c tests/fuzz_*.c 2>/dev/null))
-HELPERS = $(BUILD)/tests/print_tensors # programs that tests need
+HELPERS = $(BUILD)/tests/print_tensors $(BUILD)/tests/big_convert # what other tests run
 EXAMPLES = $(patsubst examples/%.c,$(BUILD)/examples/%,$(wildcard examples/[0-9]*.c))
 FUZZERS = $(patsubst tests/%.c,$(BUILD)/fuzz/%,$(wildcard tests/fuzz_*.c))
 REPLAYS = $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/fuzz_*.c))
 TOY = $(BUILD)/toy.qsae $(BUILD)/toy-sae.qsae
 
-.PHONY: all demo test check asan fuzz toy examples symbols campaign-tokenizer clean help
+.PHONY: all demo test check asan fuzz toy examples symbols campaign-tokenizer big-convert clean help
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -79,6 +79,9 @@ symbols: ## check what qsae.c as an object exports and imports
 campaign-tokenizer: $(BUILD)/qsae $(BUILD)/libqsae.so ## hours: the tokenizer against the reference on all text to be had
 	sh tests/reference/campaign_fetch.sh
 	PYTHONDONTWRITEBYTECODE=1 $${PYTHON:-python3} tests/reference/campaign_tokenizer.py
+
+big-convert: $(BUILD)/qsae $(BUILD)/tests/big_convert ## minutes, 5 GiB: time and memory of a 2 GiB conversion
+	$(BUILD)/tests/big_convert $(BUILD)/qsae $(BUILD)/tmp/big-convert
 
 clean: ## remove the build folder
 	rm -rf "$(BUILD)"

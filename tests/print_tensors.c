@@ -3,6 +3,7 @@
  *     tensor NAME TYPE [SHAPE] VALUE VALUE ...      tab between the parts
  *     meta KEY VALUE
  *
+ * and with a second argument writes what is float as F32 into it, a .npz.
  * Numbers are read as a whole; a matrix also in blocks of odd sizes and transposed, which
  * must give the same. Exit code 1 with the error on stderr. */
 
@@ -11,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../tools/npy.h"
 #include "../tools/tensors.h"
 
 static char err[ERR_CAP];
@@ -82,10 +84,34 @@ static int print_ints(const tensor *t)
     return 0;
 }
 
+static int write_npz(const tensor_file *f, const char *path)
+{
+    npz_writer *w = npz_writer_create(path, err, sizeof err);
+    int status = w ? 0 : -1;
+    for (size_t i = 0; i < tensors_count(f) && !status; i++) {
+        const tensor *t = tensors_at(f, i);
+        float x[100];
+        if (!tensor_is_float(t))
+            continue;
+        status = npz_writer_array(w, t->name, TENSOR_F32, t->rank, t->shape, err,
+                                  sizeof err);
+        for (uint64_t k = 0; k < t->n && !status; k += 100) {
+            uint64_t m = t->n - k < 100 ? t->n - k : 100;
+            status = tensor_f32(t, k, m, x, err, sizeof err) ||
+                     npz_writer_data(w, x, (size_t)m * 4, err, sizeof err);
+        }
+    }
+    if (!status)
+        return npz_writer_commit(w, err, sizeof err) ? complain(err) : 0;
+    npz_writer_abort(w);
+    return complain(err);
+}
+
 int main(int argc, char **argv)
 {
-    tensor_file *f = argc == 2 ? tensors_open(argv[1], err, sizeof err) : NULL;
-    int status = f ? 0 : complain(argc == 2 ? err : "usage: print_tensors FILE");
+    int right = argc == 2 || argc == 3;
+    tensor_file *f = right ? tensors_open(argv[1], err, sizeof err) : NULL;
+    int status = f ? 0 : complain(right ? err : "usage: print_tensors FILE [OUT.npz]");
     for (size_t i = 0; f && i < tensors_count(f) && !status; i++) {
         const tensor *t = tensors_at(f, i);
         printf("tensor\t%s\t%s\t%s\t", t->name, tensor_type_name(t->type),
@@ -97,6 +123,8 @@ int main(int argc, char **argv)
         const char *value, *key = tensors_meta_at(f, i, &value);
         printf("meta\t%s\t%s\n", key, value);
     }
+    if (argc == 3 && !status)
+        status = write_npz(f, argv[2]);
     tensors_close(f);
     return status;
 }

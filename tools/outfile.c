@@ -252,6 +252,25 @@ int outfile_write_at(outfile *o, uint64_t offset, const void *data, size_t size,
     return write_all(o, offset, data, size, err, cap);
 }
 
+int outfile_read(outfile *o, uint64_t offset, void *data, size_t size, char *err,
+                 size_t cap)
+{
+    unsigned char *p = data;
+    while (size > 0) {
+        ssize_t done = pread(o->fd, p, size, (off_t)offset);
+        if (done < 0 && errno == EINTR)
+            continue;
+        if (done == 0)
+            errno = EIO; /* shorter than what was written */
+        if (done <= 0)
+            return io_error(o, "read back", err, cap);
+        p += done;
+        size -= (size_t)done;
+        offset += (uint64_t)done;
+    }
+    return 0;
+}
+
 uint64_t outfile_size(const outfile *o)
 {
     return o->size;

@@ -31,6 +31,9 @@ int outfile_text(outfile *o, char *err, size_t cap, const char *format, ...)
 /* Overwrites what was written before, at `offset`; the file does not get longer. */
 int outfile_write_at(outfile *o, uint64_t offset, const void *data, size_t size,
                      char *err, size_t cap);
+/* Reads back what was written, after outfile_flush. */
+int outfile_read(outfile *o, uint64_t offset, void *data, size_t size, char *err,
+                 size_t cap);
 uint64_t outfile_size(const outfile *o); /* bytes appended so far */
 
 /* Hands the data to the file system, so that the file at outfile_temp can be opened and

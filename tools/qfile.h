@@ -8,7 +8,9 @@
  *     qfile_finish(q, check, err, cap);
  *
  * The data is hashed as it is written, header and directory come last. Before the file
- * takes its name it is opened by `check`, normally the library itself with verify on.
+ * takes its name it is read back and hashed again, and opened by `check`, normally the
+ * library itself. (Not with its verify: that maps the file, and pages of a large one
+ * would count as memory of ours.)
  * Functions return 0, or -1 with err set; then qfile_abort ends the file. qfile_finish
  * ends it either way. */
 
@@ -37,11 +39,12 @@ void *qfile_record(qfile *q, uint32_t i);
 int qfile_declare(qfile *q, uint32_t group, uint32_t role, uint32_t type,
                   uint32_t layout, uint64_t rows, uint64_t cols, char *err, size_t cap);
 
-/* Part of a matrix: rows row .. row + n_rows - 1, columns col .. col + n_cols - 1, to
- * out[n_rows, n_cols]. Parts come in the order of the rows; whole rows at a time for
- * QSAE_LAYOUT_ROWS, at most 16 rows and some columns for QSAE_LAYOUT_BLOCK16. */
+/* Part of a matrix: rows row .. row + n_rows - 1, all columns, to out[n_rows, n_cols].
+ * Parts come in the order of the rows and are large, up to 4,096 rows and about 64 MiB
+ * of f32, so that a transposed source can be read in long runs; what `fill` needs
+ * besides should be small. */
 typedef struct qfile_part {
-    uint64_t row, n_rows, col, n_cols;
+    uint64_t row, n_rows, col, n_cols; /* col is 0 */
 } qfile_part;
 typedef int (*qfile_fill)(void *user, const qfile_part *part, float *out, char *err,
                           size_t cap);
@@ -56,7 +59,7 @@ typedef int (*qfile_check)(const char *path, char *err, size_t cap);
 int qfile_finish(qfile *q, qfile_check check, char *err,
                  size_t cap); /* check may be NULL; frees q */
 
-/* Checks for qfile_finish: the library opens every part of the file and verifies it. */
+/* Checks for qfile_finish: the library opens every part of the file. */
 int qfile_check_model(const char *path, char *err, size_t cap);
 int qfile_check_sae(const char *path, char *err, size_t cap);
 

@@ -292,6 +292,10 @@ static int check_keys(const tensor_file *f, char *err, size_t cap)
         if (strcmp(list[i - 1]->key, list[i]->key) == 0)
             status = err_set(err, cap, "metadata %s appears twice",
                              name_z(list[i]->key).text);
+    for (size_t i = 0; i < f->n_meta && !status && f->container == TENSORS_TORCH; i++)
+        if (tensors_find(f, f->meta[i].key)) /* one dict held both, or dicts in it */
+            status = err_set(err, cap, "%s is a tensor and a value as well",
+                             name_z(f->meta[i].key).text);
     free(list);
     return status;
 }

@@ -217,7 +217,8 @@ static int check_method(const zip_member *m, uint32_t method, char *err, size_t 
         return fail(
             m, err, cap,
             "it is compressed (deflate), only stored members are read: save with "
-            "np.savez instead of np.savez_compressed, or with torch.save");
+            "np.savez instead of np.savez_compressed; of a TorchScript program save "
+            "the state_dict()");
     if (method != 0)
         return err_set(
             err, cap,
