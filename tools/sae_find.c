@@ -118,7 +118,13 @@ int sae_is_model(const char *folder)
 /* The configuration in a folder: *name, NULL for none. -1: more than one. */
 static int find_config(const char *folder, const char **name, char *err, size_t cap)
 {
+    json_doc *doc = NULL;
     *name = NULL;
+    /* one that cannot be read says neither that it is an SAE's nor that it is not */
+    if (convert_exists(folder, "config.json") &&
+        convert_read_json(folder, "config.json", &doc, err, cap))
+        return -1;
+    json_free(doc);
     const char *const list[] = {
         convert_exists(folder, "cfg.json") ? "cfg.json" : NULL,
         convert_exists(folder, "hyperparams.json") ? "hyperparams.json" : NULL,
