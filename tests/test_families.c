@@ -590,6 +590,9 @@ static const struct {
     {"config.yaml", YAML(""), "layer_0.safetensors",
      "W_enc:11x6 W_dec:11x6!65 b_enc:11 b_dec:6", "",
      "tensor W_dec: element [10, 5] is NaN"},
+    {NULL, NULL, "params.safetensors",
+     "w_enc:6x11!25 w_dec:11x6 b_enc:11 b_dec:6 threshold:11",
+     "--site resid_post --layer 3", "tensor w_enc: element [2, 3] is NaN"},
     {"config.yaml", YAML(""), "layer_0.safetensors",
      "W_enc:11x6 W_dec:11x6 b_enc:11 b_dec:6!4", "", "tensor b_dec: element [4] is NaN"},
     {"config.yaml", YAML(""), "layer_0.safetensors",
@@ -681,6 +684,28 @@ static void test_truncated(void)
     }
 }
 
+/* More features than are written at once. */
+static void test_many_features(void)
+{
+    char in[1024];
+    snprintf(in, sizeof in, "%s", path_of("in"));
+    remove_all(in);
+    mkdir(in, 0777);
+    write_text(path_of("in/hyperparams.json"),
+               "{\"d_model\":2,\"d_sae\":300000,\"use_decoder_bias\":true,"
+               "\"apply_decoder_bias_to_pre_encoder\":true,"
+               "\"sparsity_include_decoder_norm\":true,\"act_fn\":\"jumprelu\","
+               "\"jump_relu_threshold\":1,\"norm_activation\":\"dataset-wise\","
+               "\"dataset_average_activation_norm\":{\"in\":2,\"out\":3},"
+               "\"hook_point_in\":\"blocks.2.hook_resid_post\"}");
+    write_tensors(path_of("in/x.safetensors"),
+                  "encoder.weight:300000x2 encoder.bias:300000 "
+                  "decoder.weight:2x300000 decoder.bias:2");
+    int code = run_convert(in, "");
+    /* of the random rows one may be zero */
+    CHECK(code == CMD_OK || strstr(said, "is zero, and its norm is divided by"));
+}
+
 /* ---- suites ---- */
 
 static int members(void)
@@ -760,6 +785,7 @@ int main(int argc, char **argv)
     test_wrong();
     test_bad_files();
     test_truncated();
+    test_many_features();
     test_suites();
     remove_all(folder);
     return test_done("test_families");

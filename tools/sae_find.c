@@ -444,5 +444,7 @@ void sae_close(sae_source *s)
     tensors_close(s->file);
     free(s->c);
     free(s->n);
+    free(s->rows);
+    free(s->t);
     qfile_meta_free(&s->lines);
 }

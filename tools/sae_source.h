@@ -67,14 +67,18 @@ typedef struct sae_source {
     tensor b_enc, b_dec, b_mag; /* [F], [O], [F] */
     tensor r_mag;               /* [F]: MAG_SCALE is exp of it */
     tensor theta;               /* [F] or one number */
-    tensor dec_rows;            /* [F]: more factors of the decoder's rows */
+    tensor dec_rows;            /* [F]: more factors of the decoder's rows; not with norms */
     int theta_is_log, theta_is_number;
     double theta_number; /* the threshold of every feature, where no tensor has it */
     sae_fold fold;
 
     /* of sae_write.c */
     uint32_t type; /* of the matrices */
-    double *c, *n, *shift;
+    double *c;     /* [O] c' */
+    double *n;     /* [F] norms of the decoder's rows, or NULL */
+    double *rows;  /* [F] dec_rows, or NULL */
+    float *t;      /* [F] theta', or NULL */
+    double *shift; /* [F] E'_i . c' */
 
     const tensor *used[24];
     int n_used;

@@ -26,12 +26,12 @@ static int stored_as(const tensor *t, tensor_type type)
 
 /* ---- before the first byte is written ---- */
 
-/* |D_i| of the stored rows, with their own factors, into s->n. */
+/* |D_i| of the stored rows into s->n. */
 static int decoder_norms(sae_source *s)
 {
     uint64_t F = s->record.d_sae, O = s->record.d_out;
     uint64_t step = BLOCK / O < 1 ? 1 : BLOCK / O;
-    double *rows = malloc((size_t)(step * O) * sizeof *rows), by = 1;
+    double *rows = malloc((size_t)(step * O) * sizeof *rows);
     int status = 0;
     s->n = malloc((size_t)F * sizeof *s->n);
     if (!rows || !s->n)
@@ -41,12 +41,10 @@ static int decoder_norms(sae_source *s)
         status = tensor_block_f64(&s->dec, at, n, 0, O, rows, s->err, s->cap);
         for (uint64_t i = 0; i < n && !status; i++) {
             double sum = 0;
-            if (s->dec_rows.file)
-                status = tensor_f64(&s->dec_rows, at + i, 1, &by, s->err, s->cap);
             for (uint64_t j = 0; j < O; j++)
                 sum += rows[i * O + j] * rows[i * O + j];
-            s->n[at + i] = fmax(sqrt(sum) * fabs(by), s->fold.floor);
-            if (!status && s->n[at + i] == 0.0)
+            s->n[at + i] = fmax(sqrt(sum), s->fold.floor);
+            if (s->n[at + i] == 0.0)
                 status = err_set(s->err, s->cap,
                                  "tensor %s: the decoder row of feature %" PRIu64
                                  " is zero, and its norm is divided by",
@@ -96,14 +94,10 @@ static int has_theta(const sae_source *s)
     return s->record.activation == QSAE_ACT_JUMPRELU;
 }
 
-/* theta'_i */
-static int theta_of(sae_source *s, uint64_t i, double *x)
+/* theta'_i from theta_i */
+static int fold_one_theta(sae_source *s, uint64_t i, double *x)
 {
     const tensor *t = &s->theta;
-    *x = s->theta_number;
-    if (!s->theta_is_number &&
-        tensor_f64(t, t->n == 1 ? 0 : i, 1, x, s->err, s->cap))
-        return -1;
     if (s->theta_is_log)
         *x = exp(*x);
     if (*x < 0 && !s->fold.negative_theta_is_zero)
@@ -115,16 +109,32 @@ static int theta_of(sae_source *s, uint64_t i, double *x)
     return 0;
 }
 
-static int describe_theta(sae_source *s)
+/* theta' into s->t; says what was done. */
+static int fold_thetas(sae_source *s)
 {
-    uint64_t below = 0;
-    double x;
-    for (uint64_t i = 0; i < s->record.d_sae; i++) {
-        if (theta_of(s, i, &x))
-            return in_file(s);
+    uint64_t below = 0, F = s->record.d_sae;
+    int one = s->theta_is_number || s->theta.n == 1;
+    double *stored = malloc((size_t)F * sizeof *stored);
+    int status = 0;
+    s->t = malloc((size_t)F * sizeof *s->t);
+    if (!stored || !s->t)
+        status = out_of_memory(s);
+    if (!status && !s->theta_is_number)
+        status = tensor_f64(&s->theta, 0, s->theta.n, stored, s->err, s->cap);
+    for (uint64_t i = 0; i < F && !status; i++) {
+        double x = s->theta_is_number ? s->theta_number : stored[one ? 0 : i];
+        status = fold_one_theta(s, i, &x);
         below += x < 0;
+        s->t[i] = x <= 0 ? 0 : (float)x; /* -0 too */
+        if (!status && !isfinite(s->t[i]))
+            status = err_set(s->err, s->cap,
+                             "%s: feature %" PRIu64 " does not fit in f32: %g",
+                             s->theta_is_number ? "the threshold" : s->theta.name, i, x);
     }
-    if (s->theta_is_number || (s->theta.n == 1 && s->record.d_sae != 1))
+    free(stored);
+    if (status)
+        return in_file(s);
+    if (one && F != 1)
         qfile_meta_add(&s->lines, "folded.threshold",
                        "one threshold for all features (%s)",
                        s->class_name ? s->class_name : s->family);
@@ -134,6 +144,18 @@ static int describe_theta(sae_source *s)
     else if (s->theta_is_log)
         qfile_meta_add(&s->lines, "folded.threshold", "exp of %s", s->theta.name);
     return 0;
+}
+
+/* The decoder rows' own factors into s->rows. */
+static int load_rows(sae_source *s)
+{
+    size_t F = s->record.d_sae;
+    if (!s->dec_rows.file)
+        return 0;
+    s->rows = malloc(F * sizeof *s->rows);
+    if (!s->rows)
+        return out_of_memory(s);
+    return tensor_f64(&s->dec_rows, 0, F, s->rows, s->err, s->cap) ? in_file(s) : 0;
 }
 
 static int scales(const sae_source *s)
@@ -167,7 +189,7 @@ int sae_prepare(sae_source *s)
         return in_file(s);
     for (size_t j = 0; j < O; j++)
         s->c[j] *= f->out;
-    if (use_norms(s) || (has_theta(s) && describe_theta(s)))
+    if (use_norms(s) || load_rows(s) || (has_theta(s) && fold_thetas(s)))
         return -1;
     if (f->subtract)
         qfile_meta_add(&s->lines, "folded.b_dec",
@@ -183,7 +205,7 @@ int sae_prepare(sae_source *s)
 
 /* ---- matrices ---- */
 
-/* Rows of a matrix, each number times `by` and divided by what `below` says. */
+/* What row i is multiplied by. */
 typedef double (*row_factor)(const sae_source *s, uint64_t i);
 
 static double enc_factor(const sae_source *s, uint64_t i)
@@ -191,9 +213,20 @@ static double enc_factor(const sae_source *s, uint64_t i)
     return s->fold.enc * norm_of(s, i);
 }
 
+static double dec_factor(const sae_source *s, uint64_t i)
+{
+    return s->fold.dec * (s->rows ? s->rows[i] : 1.0) / norm_of(s, i);
+}
+
+static double no_factor(const sae_source *s, uint64_t i)
+{
+    (void)s, (void)i;
+    return 1;
+}
+
+/* Rows of a matrix in double, times their factors. */
 static int fill_rows(sae_source *s, const tensor *t, const qfile_part *p,
-                     row_factor factor, const double *by, float *out, char *err,
-                     size_t cap)
+                     row_factor factor, float *out, char *err, size_t cap)
 {
     uint64_t count = p->n_rows * p->n_cols;
     double *v = malloc((size_t)count * sizeof *v + 1);
@@ -201,9 +234,9 @@ static int fill_rows(sae_source *s, const tensor *t, const qfile_part *p,
                                       cap)
                    : err_set(err, cap, "out of memory");
     for (uint64_t i = 0; i < p->n_rows && !status; i++) {
-        double x = factor ? factor(s, p->row + i) : 1, divide = by ? by[i] : 1;
+        double by = factor(s, p->row + i);
         for (uint64_t j = 0; j < p->n_cols; j++)
-            out[i * p->n_cols + j] = (float)(v[i * p->n_cols + j] * x / divide);
+            out[i * p->n_cols + j] = (float)(v[i * p->n_cols + j] * by);
     }
     free(v);
     return status;
@@ -217,7 +250,7 @@ static int fill_enc(void *user, const qfile_part *p, float *out, char *err, size
     int plain = s->fold.enc == 1 && s->fold.norms != NORMS_TO_ENC &&
                 s->enc.type != TENSOR_F64;
     if (plain ? tensor_block_f32(&s->enc, p->row, p->n_rows, 0, I, out, err, cap)
-              : fill_rows(s, &s->enc, p, enc_factor, NULL, out, err, cap))
+              : fill_rows(s, &s->enc, p, enc_factor, out, err, cap))
         return -1;
     for (uint64_t i = 0; i < p->n_rows * I && s->type == QSAE_TYPE_BF16; i++)
         if (isfinite(out[i]))
@@ -231,33 +264,20 @@ static int fill_enc(void *user, const qfile_part *p, float *out, char *err, size
     return 0;
 }
 
-static double dec_factor(const sae_source *s, uint64_t i)
-{
-    (void)i;
-    return s->fold.dec;
-}
-
 static int fill_dec(void *user, const qfile_part *p, float *out, char *err, size_t cap)
 {
     sae_source *s = user;
-    double by[256], x; /* qfile gives at most 256 rows at once */
     if (!scales(s) && s->dec.type != TENSOR_F64)
-        return tensor_block_f32(&s->dec, p->row, p->n_rows, 0, p->n_cols, out, err,
+        return tensor_block_f32(&s->dec, p->row, p->n_rows, p->col, p->n_cols, out, err,
                                 cap);
-    for (uint64_t i = 0; i < p->n_rows; i++) {
-        by[i] = norm_of(s, p->row + i);
-        if (!s->dec_rows.file)
-            continue;
-        if (tensor_f64(&s->dec_rows, p->row + i, 1, &x, err, cap))
-            return -1;
-        by[i] /= x;
-    }
-    return fill_rows(s, &s->dec, p, dec_factor, by, out, err, cap);
+    return fill_rows(s, &s->dec, p, dec_factor, out, err, cap);
 }
 
 static int fill_skip(void *user, const qfile_part *p, float *out, char *err, size_t cap)
 {
     sae_source *s = user;
+    if (s->skip.type == TENSOR_F64) /* rounded once, and refused only if not finite */
+        return fill_rows(s, &s->skip, p, no_factor, out, err, cap);
     return tensor_block_f32(&s->skip, p->row, p->n_rows, p->col, p->n_cols, out, err,
                             cap);
 }
@@ -275,20 +295,12 @@ static int write_matrix(sae_source *s, qfile *q, const tensor *t, qfile_fill fil
 
 /* ---- vectors ---- */
 
-/* Feature i's number; for vectors that are stored, *x holds it. */
+/* Feature i's number, from the stored one. */
 typedef int (*fold_fn)(sae_source *s, uint64_t i, double *x);
 
 static int fold_bias(sae_source *s, uint64_t i, double *x)
 {
     *x = *x * s->fold.bias * norm_of(s, i) - s->shift[i];
-    return 0;
-}
-
-static int fold_theta(sae_source *s, uint64_t i, double *x)
-{
-    if (theta_of(s, i, x))
-        return -1;
-    *x = *x <= 0 ? 0 : *x; /* -0 too */
     return 0;
 }
 
@@ -319,7 +331,7 @@ static int write_vector(sae_source *s, qfile *q, const tensor *t, fold_fn fold)
     float *v = malloc(F * sizeof *v);
     double *stored = calloc(F, sizeof *stored);
     int status = v && stored ? 0 : out_of_memory(s);
-    if (!status && t)
+    if (!status)
         status = tensor_f64(t, 0, F, stored, s->err, s->cap);
     for (size_t i = 0; i < F && !status; i++) {
         double x = stored[i];
@@ -328,8 +340,7 @@ static int write_vector(sae_source *s, qfile *q, const tensor *t, fold_fn fold)
         if (!status && !isfinite(v[i]))
             status = err_set(s->err, s->cap,
                              "tensor %s: feature %zu does not fit in f32: %g",
-                             t ? t->name : s->theta.file ? s->theta.name : "threshold",
-                             i, x);
+                             t->name, i, x);
     }
     if (!status)
         status = qfile_vector(q, v, s->err, s->cap);
@@ -392,8 +403,8 @@ static int write_all(sae_source *s, qfile *q)
         write_matrix(s, q, &s->dec, fill_dec) ||
         write_vector(s, q, &s->b_enc, fold_bias))
         return -1;
-    if (has_theta(s) && write_vector(s, q, NULL, fold_theta))
-        return -1;
+    if (has_theta(s) && qfile_vector(q, s->t, s->err, s->cap))
+        return in_file(s);
     if (s->r_mag.file && (write_vector(s, q, &s->r_mag, fold_mag_scale) ||
                           write_vector(s, q, &s->b_mag, fold_mag_bias)))
         return -1;
