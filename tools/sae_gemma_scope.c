@@ -93,7 +93,9 @@ static int is_gemma_scope(const sae_source *s)
     const tensor *e = sae_tensor(s, "W_enc"), *b = sae_tensor(s, "b_enc");
     if (s->unit->config)
         return s->cfg && strcmp(s->unit->config, "config.json") == 0 &&
-               !sae_get(s, s->cfg, "sae_type") && !sae_get(s, s->cfg, "trainer");
+               (sae_is_text(sae_get(s, s->cfg, "architecture"), "jump_relu") ||
+                sae_get(s, s->cfg, "hf_hook_point_in") ||
+                sae_get(s, s->cfg, "affine_connection"));
     if (sae_tensor(s, "w_enc") && sae_tensor(s, "w_dec"))
         return 1;
     return tensors_container(s->file) == TENSORS_NPZ && e && b && e->rank == 2 &&

@@ -17,6 +17,11 @@
  *                                    topk: E_i *= n_i, b_i *= n_i, D_i /= n_i, so that
  *                                    features are n_i times those of llamascopium
  *
+ * Files of lm_saes between Llama-Scope and llamascopium (2025, as Llama-Scope-R1-Distill)
+ * mean the same under other names: encoder.weight [F, d], decoder.weight [d, F],
+ * encoder.bias, decoder.bias, log_jumprelu_threshold; and may say
+ * apply_decoder_bias_to_pre_encoder: b_i -= E_i . c.
+ *
  * The scalars dataset_average_activation_norm.* are in every file, but mean something
  * only for dataset-wise. */
 
@@ -45,8 +50,20 @@ static const char *const known_keys[] = {
     "jumprelu_threshold_window",
     "sparsity_threshold_for_triton_spmm_kernel",
     "use_triton_kernel",
+    /* of lm_saes */
+    "apply_decoder_bias_to_pre_encoder",
+    "force_unit_decoder_norm",
+    "jump_relu_threshold",
+    "sae_pretrained_name_or_path",
+    "strict_loading",
     NULL,
 };
+
+/* A file of lm_saes, before the tensors got their names of today. */
+static int is_older(const sae_source *s)
+{
+    return sae_tensor(s, "encoder.weight") != NULL;
+}
 
 static int check_type(sae_source *s)
 {
@@ -61,13 +78,9 @@ static int check_type(sae_source *s)
         if (sae_is_text(v, known[i][0]))
             return sae_bad_config(s, "sae_type is %s, %s; only sae is supported",
                                   known[i][0], known[i][1]);
-    if (!sae_is_text(v, "sae"))
+    if (!sae_is_text(v, "sae") && (v || !is_older(s)))
         return sae_bad_config(s, "sae_type is %s; only sae is supported",
                               sae_text(v).text);
-    if (sae_tensor(s, "encoder.weight"))
-        return sae_bad_file(s, "it has encoder.weight instead of W_E: a file of an "
-                               "older lm_saes, between Llama-Scope and llamascopium, "
-                               "which is not supported");
     return 0;
 }
 
@@ -151,8 +164,10 @@ static int read_activation(sae_source *s)
         r->activation = QSAE_ACT_JUMPRELU;
         s->fold.norms = norms ? NORMS_TO_THETA : NORMS_UNUSED;
         s->theta_is_log = 1;
-        return sae_take(s, "activation_function.log_jumprelu_threshold", 0, r->d_sae,
-                        &s->theta);
+        return sae_take(s,
+                        is_older(s) ? "log_jumprelu_threshold"
+                                    : "activation_function.log_jumprelu_threshold",
+                        0, r->d_sae, &s->theta);
     }
     r->activation = QSAE_ACT_TOPK;
     s->fold.norms = norms ? NORMS_TO_ENC : NORMS_UNUSED;
@@ -213,9 +228,38 @@ static void ignore_norms(sae_source *s)
     }
 }
 
+static int read_tensors(sae_source *s, int bias)
+{
+    const qsae_sae_record *r = &s->record;
+    const uint32_t F = r->d_sae, d = r->d_in;
+    int older = is_older(s);
+    if (older ? sae_take(s, "encoder.weight", F, d, &s->enc) ||
+                    sae_take_transposed(s, "decoder.weight", F, d, &s->dec)
+              : sae_take_transposed(s, "W_E", F, d, &s->enc) ||
+                    sae_take(s, "W_D", F, d, &s->dec))
+        return -1;
+    if (sae_take(s, older ? "encoder.bias" : "b_E", 0, F, &s->b_enc))
+        return -1;
+    return bias ? sae_take(s, older ? "decoder.bias" : "b_D", 0, d, &s->b_dec) : 0;
+}
+
+/* Only of lm_saes. With a transcoder it would be the bias of another site. */
+static int read_subtraction(sae_source *s, int bias)
+{
+    const qsae_sae_record *r = &s->record;
+    int subtract = 0;
+    if (sae_get_bool(s, "apply_decoder_bias_to_pre_encoder", &subtract))
+        return -1;
+    s->fold.subtract = subtract && bias;
+    s->fold.subtract_name = "apply_decoder_bias_to_pre_encoder";
+    if (s->fold.subtract && (r->site_in != r->site_out || r->layer_in != r->layer_out))
+        return sae_bad_config(s, "apply_decoder_bias_to_pre_encoder is true in a "
+                                 "transcoder, which is not supported");
+    return 0;
+}
+
 static int read_llamascopium(sae_source *s)
 {
-    qsae_sae_record *r = &s->record;
     int bias = 1, glu = 0;
     s->class_name = "SparseAutoEncoder";
     sae_describe(s, "llamascopium");
@@ -229,13 +273,8 @@ static int read_llamascopium(sae_source *s)
     if (glu)
         return sae_bad_config(s, "use_glu_encoder is true; gated linear encoders are "
                                  "not supported");
-    if (read_sizes(s) || sae_take_transposed(s, "W_E", r->d_sae, r->d_in, &s->enc) ||
-        sae_take(s, "W_D", r->d_sae, r->d_out, &s->dec) ||
-        sae_take(s, "b_E", 0, r->d_sae, &s->b_enc))
-        return -1;
-    if (bias && sae_take(s, "b_D", 0, r->d_out, &s->b_dec))
-        return -1;
-    if (read_activation(s) || read_norm(s) || read_places(s))
+    if (read_sizes(s) || read_tensors(s, bias) || read_activation(s) || read_norm(s) ||
+        read_places(s) || read_subtraction(s, bias))
         return -1;
     ignore_norms(s);
     return sae_no_strangers(s);
@@ -246,7 +285,7 @@ static int is_llamascopium(const sae_source *s)
     if (!s->unit->config)
         return sae_tensor(s, "W_E") && sae_tensor(s, "W_D");
     return s->cfg && strcmp(s->unit->config, "config.json") == 0 &&
-           sae_get(s, s->cfg, "sae_type");
+           (sae_get(s, s->cfg, "sae_type") || sae_get(s, s->cfg, "hook_point_in"));
 }
 
 const sae_family sae_llamascopium = {"llamascopium", is_llamascopium,

@@ -416,6 +416,28 @@ def llamascopium(folder, d, F, kind):
     return Case(folder, sae, encode, lambda m, f, x: m.decode(f) / factors(m, x)[1], options, unit, site="mlp_input" if trans else "resid_post", layer=2, out="mlp_out" if trans else None)
 
 
+@case("older")
+def llama_scope_r1(folder, d, F, kind):
+    """lm_saes of early 2025; the truth is SAELens' llama_scope_r1_distill loader."""
+    from sae_lens.loading import pretrained_sae_loaders as loaders
+    from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
+    F, norm = 3 * d, 5.5
+    dec = randn(d, F)
+    w = {"encoder.weight": randn(F, d) / math.sqrt(d), "encoder.bias": randn(F) * 0.5, "decoder.weight": dec / dec.norm(dim=0), "decoder.bias": randn(d) * 0.5,
+         "log_jumprelu_threshold": randn(F) * 0.3 - 1, "dataset_average_activation_norm.blocks.4.hook_resid_post": torch.tensor(norm)}
+    save_file(w, folder / "sae_weights.safetensors")
+    (folder / "config.json").write_text(json.dumps(dict(sae_type="sae", d_model=d, expansion_factor=3, act_fn="jumprelu", norm_activation="dataset-wise", use_decoder_bias=True, use_glu_encoder=False,
+        apply_decoder_bias_to_pre_encoder=False, sparsity_include_decoder_norm=True, force_unit_decoder_norm=False, top_k=50, jump_relu_threshold=0.0, jumprelu_threshold_window=2.0,
+        hook_point_in="blocks.4.hook_resid_post", hook_point_out="blocks.4.hook_resid_post", use_triton_kernel=False, sparsity_threshold_for_triton_spmm_kernel=0.99)))
+    loaders.hf_hub_download = lambda repo_id, filename, subfolder=None, **kw: str(folder / filename.split("/")[-1])
+    cfg, state, _ = loaders.llama_scope_r1_distill_sae_huggingface_loader("x/y", "sae")
+    sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=d, d_sae=F, apply_b_dec_to_input=False, dtype="float32", normalize_activations="expected_average_only_in"))
+    sae.load_state_dict({n: t.float() for n, t in state.items()})
+    s = math.sqrt(d) / norm
+    sae.fold_activation_norm_scaling_factor(s)
+    return Case(folder, sae, lambda m, x: m.encode(x), lambda m, f, x: m.decode(f), unit=1 / s, layer=4)
+
+
 # ---- circuit-tracer ----
 
 
