@@ -60,7 +60,8 @@ static int run_convert(const char *in, const char *options)
     argv[argc++] = (char *)(uintptr_t)in;
     argv[argc++] = "-o";
     argv[argc++] = out;
-    for (char *word = strtok(copy, " \n"); word && argc < 31; word = strtok(NULL, " \n"))
+    for (char *word = strtok(copy, " \n"); word && argc < 31;
+         word = strtok(NULL, " \n"))
         argv[argc++] = word;
     argv[argc] = NULL;
     unlink(out);
@@ -112,7 +113,8 @@ static int same_row(const expected *e, size_t r, const float *f, const float *y)
     for (size_t i = 0; i < e->out; i++)
         top_y = fmaxf(top_y, fabsf(want_y[i]));
     for (size_t i = 0; i < e->features; i++)
-        same &= (f[i] > 0) == (want_f[i] > 0) && fabsf(f[i] - want_f[i]) <= 1e-5f * top_f;
+        same &=
+            (f[i] > 0) == (want_f[i] > 0) && fabsf(f[i] - want_f[i]) <= 1e-5f * top_f;
     for (size_t i = 0; i < e->out; i++)
         same &= fabsf(y[i] - want_y[i]) <= 1e-5f * top_y;
     return same;
@@ -145,8 +147,8 @@ static void check_sae(const char *name, const expected *e)
             bad += !same_row(e, r, f, y);
         }
         if (!CHECK(bad == 0 && fired > 0))
-            fprintf(stderr, "    %s: %zu of %zu rows differ, %zu features fired\n", name,
-                    bad, e->n, fired);
+            fprintf(stderr, "    %s: %zu of %zu rows differ, %zu features fired\n",
+                    name, bad, e->n, fired);
         free(y);
         free(f);
         free(value);
@@ -316,8 +318,8 @@ static void refused(const char *in, const char *options, const char *message)
 {
     int code = run_convert(in, options);
     size_t n = strlen(said);
-    int one_line = n > 6 && strncmp(said, "qsae: ", 6) == 0 &&
-                   strchr(said, '\n') == said + n - 1;
+    int one_line =
+        n > 6 && strncmp(said, "qsae: ", 6) == 0 && strchr(said, '\n') == said + n - 1;
     if (!CHECK(code == CMD_FAILED && one_line && strstr(said, message)))
         fprintf(stderr, "    %s %s: code %d, \"%.*s\", wanted \"%s\"\n", in, options,
                 code, (int)n, said, message);
@@ -331,17 +333,18 @@ static void refused(const char *in, const char *options, const char *message)
 #define DL_REST \
     "\"activation_dim\":6,\"dict_size\":11,\"layer\":9,\"submodule_name\":\"resid_post_layer_9\"}}"
 #define DL_CFG(class) "{\"trainer\":{\"dict_class\":\"" class "\"," DL_REST
-#define SPARSE  "encoder.weight:11x6 encoder.bias:11 W_dec:11x6 b_dec:6"
-#define SPARSE_CFG(more) "{\"d_in\":6,\"num_latents\":11,\"expansion_factor\":32," more "}"
+#define SPARSE        "encoder.weight:11x6 encoder.bias:11 W_dec:11x6 b_dec:6"
+#define SPARSE_CFG(more) \
+    "{\"d_in\":6,\"num_latents\":11,\"expansion_factor\":32," more "}"
 #define SCOPIUM "W_E:6x11 W_D:11x6 b_E:11 b_D:6"
-#define SCOPIUM_CFG(more)                                                     \
-    "{\"sae_type\":\"sae\",\"d_model\":6,\"expansion_factor\":1.8334,"        \
-    "\"hook_point_in\":\"blocks.2.hook_resid_post\",\"hook_point_out\":"      \
+#define SCOPIUM_CFG(more)                                                \
+    "{\"sae_type\":\"sae\",\"d_model\":6,\"expansion_factor\":1.8334,"   \
+    "\"hook_point_in\":\"blocks.2.hook_resid_post\",\"hook_point_out\":" \
     "\"blocks.2.hook_resid_post\"," more "}"
 #define LLAMA "encoder.weight:11x6 encoder.bias:11 decoder.weight:6x11 decoder.bias:6"
-#define LLAMA_CFG(more)                                                               \
-    "{\"d_model\":6,\"d_sae\":11,\"use_decoder_bias\":true,"                          \
-    "\"apply_decoder_bias_to_pre_encoder\":false,\"sparsity_include_decoder_norm\":"  \
+#define LLAMA_CFG(more)                                                              \
+    "{\"d_model\":6,\"d_sae\":11,\"use_decoder_bias\":true,"                         \
+    "\"apply_decoder_bias_to_pre_encoder\":false,\"sparsity_include_decoder_norm\":" \
     "true,\"hook_point_in\":\"blocks.2.hook_resid_post\"," more "}"
 #define YAML(more) \
     "model_kind: transcoder_set\nfeature_input_hook: mlp.hook_in\nfeature_output_hook: mlp.hook_out\n" more
@@ -364,8 +367,8 @@ static const struct {
     {NULL, NULL, "layer3.sae.safetensors", "W_enc:6x11 W_dec:11x6 b_enc:11 b_dec:6",
      "--family qwen-scope --k 3",
      "tensor W_enc has shape [6, 11], the biases' length implies [11, 6]"},
-    {NULL, NULL, "layer3.sae.safetensors", QWEN " scale:11", "--family qwen-scope --k 3",
-     "tensor scale is not known"},
+    {NULL, NULL, "layer3.sae.safetensors", QWEN " scale:11",
+     "--family qwen-scope --k 3", "tensor scale is not known"},
     {NULL, NULL, "layer3.sae.safetensors", "W_enc:11x6 W_dec:6x11 b_enc:11",
      "--family qwen-scope --k 3", "tensor b_dec is missing"},
     {NULL, NULL, "x.safetensors", QWEN, "--family llama", "--family: 'llama' is not"},
@@ -375,7 +378,8 @@ static const struct {
      "which SAE family it is cannot be told"},
     {NULL, NULL, "x.safetensors", "pre_bias:6 latent_bias:11 encoder.weight:11x6", "",
      "an SAE of OpenAI's sparse_autoencoder"},
-    {NULL, NULL, "x.safetensors", "encoder_linear.weight:11x6", "", "an SAE of Goodfire"},
+    {NULL, NULL, "x.safetensors", "encoder_linear.weight:11x6", "",
+     "an SAE of Goodfire"},
     {NULL, NULL, "W_enc_0.safetensors", "W_enc_0:11x6 b_enc_0:11 b_dec_0:6", "",
      "a part of a cross-layer transcoder"},
     {NULL, NULL, "x.safetensors", "model.embed_tokens.weight:11x6", "",
@@ -408,7 +412,8 @@ static const struct {
     {"config.json", DL_CFG("IdentityDict"), "ae.pt", DL_TOPK, "",
      "dict_class is IdentityDict; supported are"},
     {"config.json", DL_CFG("AutoEncoderTopK"), "ae.pt", DL_TOPK "k=3 threshold=1",
-     "--class BatchTopKSAE", "dict_class is AutoEncoderTopK, --class says BatchTopKSAE"},
+     "--class BatchTopKSAE",
+     "dict_class is AutoEncoderTopK, --class says BatchTopKSAE"},
     {"config.json", DL_CFG("JumpReluAutoEncoder"), "ae.pt",
      "W_enc:11x6 W_dec:6x11 b_enc:11 b_dec:6 threshold:11", "",
      "tensor W_enc has shape [11, 6], the biases' length implies [6, 11]"},
@@ -442,32 +447,34 @@ static const struct {
      "its norm_factor is (absent): what its inputs were divided by is not known"},
     /* sparsify */
     {NULL, NULL, "sae.safetensors", SPARSE, "", "sparsify's cfg.json is not beside it"},
-    {"cfg.json", SPARSE_CFG("\"activation\":\"topk\",\"k\":0"), "sae.safetensors", SPARSE,
-     "", "k is 0, it must be a whole number in 1..11"},
+    {"cfg.json", SPARSE_CFG("\"activation\":\"topk\",\"k\":0"), "sae.safetensors",
+     SPARSE, "", "k is 0, it must be a whole number in 1..11"},
     {"cfg.json", SPARSE_CFG("\"activation\":\"topk\",\"k\":12"), "sae.safetensors",
      SPARSE, "", "k is 12, it must be a whole number in 1..11"},
     {"cfg.json", SPARSE_CFG("\"activation\":\"groupmax\",\"k\":3"), "sae.safetensors",
      SPARSE, "", "k is 3, groupmax needs a divisor of d_sae, which is 11"},
-    {"cfg.json", SPARSE_CFG("\"activation\":\"tanh\",\"k\":3"), "sae.safetensors", SPARSE,
-     "", "activation is tanh; topk and groupmax"},
+    {"cfg.json", SPARSE_CFG("\"activation\":\"tanh\",\"k\":3"), "sae.safetensors",
+     SPARSE, "", "activation is tanh; topk and groupmax"},
     {"cfg.json", SPARSE_CFG("\"k\":3,\"signed\":true"), "sae.safetensors", SPARSE, "",
      "signed"},
     {"cfg.json", SPARSE_CFG("\"k\":3,\"new\":1"), "sae.safetensors", SPARSE, "",
      "the key new is not known here (--ignore-key new"},
-    {"cfg.json", SPARSE_CFG("\"k\":3,\"skip_connection\":true"), "sae.safetensors", SPARSE,
-     "", "tensor W_skip is missing"},
+    {"cfg.json", SPARSE_CFG("\"k\":3,\"skip_connection\":true"), "sae.safetensors",
+     SPARSE, "", "tensor W_skip is missing"},
     {"cfg.json", SPARSE_CFG("\"k\":3"), "sae.safetensors", SPARSE " W_skip:6x6", "",
      "tensor W_skip is not known"},
     {"cfg.json", SPARSE_CFG("\"k\":3"), "sae.safetensors", SPARSE, "",
      "the folder's name is in: which site is meant is not clear"},
-    {"cfg.json", "{\"d_in\":7,\"num_latents\":11,\"k\":3}", "sae.safetensors", SPARSE, "",
-     "d_in is 7, tensor b_dec has 6"},
+    {"cfg.json", "{\"d_in\":7,\"num_latents\":11,\"k\":3}", "sae.safetensors", SPARSE,
+     "", "d_in is 7, tensor b_dec has 6"},
     {"cfg.json", "{\"d_in\":6,\"num_latents\":0,\"expansion_factor\":2,\"k\":3}",
-     "sae.safetensors", SPARSE, "", "it implies 12 features, tensor encoder.bias has 11"},
+     "sae.safetensors", SPARSE, "",
+     "it implies 12 features, tensor encoder.bias has 11"},
     /* llamascopium */
     {NULL, NULL, "sae_weights.safetensors", SCOPIUM, "",
      "llamascopium's config.json is not beside it"},
-    {"config.json", SCOPIUM_CFG("\"act_fn\":\"relu\",\"norm_activation\":\"batch-wise\""),
+    {"config.json",
+     SCOPIUM_CFG("\"act_fn\":\"relu\",\"norm_activation\":\"batch-wise\""),
      "sae_weights.safetensors", SCOPIUM, "", "batch-wise depends on the other tokens"},
     {"config.json",
      SCOPIUM_CFG("\"act_fn\":\"relu\",\"norm_activation\":\"dataset-wise\""),
@@ -480,10 +487,11 @@ static const struct {
      "is 0, it must be above 0"},
     {"config.json",
      SCOPIUM_CFG("\"act_fn\":\"jumprelu\",\"norm_activation\":\"inference\""),
-     "sae_weights.safetensors", SCOPIUM " activation_function.jumprelu_threshold:11", "",
-     "tensor activation_function.log_jumprelu_threshold is missing"},
+     "sae_weights.safetensors", SCOPIUM " activation_function.jumprelu_threshold:11",
+     "", "tensor activation_function.log_jumprelu_threshold is missing"},
     {"config.json",
-     SCOPIUM_CFG("\"act_fn\":\"batchtopk\",\"top_k\":3,\"norm_activation\":\"inference\""),
+     SCOPIUM_CFG(
+         "\"act_fn\":\"batchtopk\",\"top_k\":3,\"norm_activation\":\"inference\""),
      "sae_weights.safetensors", SCOPIUM, "",
      "act_fn is batchtopk: what fires depends on the other tokens of a batch; --k 3"},
     {"config.json",
@@ -504,17 +512,20 @@ static const struct {
     {"config.json",
      "{\"d_model\":6,\"expansion_factor\":2,\"hook_point_in\":\"blocks.2.hook_resid_post\"}",
      "sae_weights.safetensors", SCOPIUM, "", "sae_type is (absent); only sae"},
-    {"config.json", SCOPIUM_CFG("\"act_fn\":\"jumprelu\",\"norm_activation\":\"inference\""),
+    {"config.json",
+     SCOPIUM_CFG("\"act_fn\":\"jumprelu\",\"norm_activation\":\"inference\""),
      "sae_weights.safetensors", LLAMA, "", "tensor log_jumprelu_threshold is missing"},
-    {"config.json", SCOPIUM_CFG("\"act_fn\":\"relu\",\"norm_activation\":\"inference\""),
+    {"config.json",
+     SCOPIUM_CFG("\"act_fn\":\"relu\",\"norm_activation\":\"inference\""),
      "sae_weights.safetensors", "W_E:6x11 W_D:6x11 b_E:11 b_D:6", "",
      "tensor W_D has shape [6, 11], config.json implies [11, 6]"},
-    {"hyperparams.json",
-     LLAMA_CFG("\"act_fn\":\"relu\",\"norm_activation\":\"none\""), "y.safetensors",
+    {"hyperparams.json", LLAMA_CFG("\"act_fn\":\"relu\",\"norm_activation\":\"none\""),
+     "y.safetensors",
      "encoder.weight:11x6 encoder.bias:11 decoder.weight:6x11 decoder.bias:6", "--k 3",
      "--k 3 has no place"},
     /* Llama-Scope */
-    {"hyperparams.json", LLAMA_CFG("\"act_fn\":\"jumprelu\",\"norm_activation\":\"none\""),
+    {"hyperparams.json",
+     LLAMA_CFG("\"act_fn\":\"jumprelu\",\"norm_activation\":\"none\""),
      "sae_weights.safetensors", LLAMA, "", "there is no jump_relu_threshold"},
     {"hyperparams.json",
      LLAMA_CFG("\"act_fn\":\"jumprelu\",\"jump_relu_threshold\":-1,\"norm_activation\":"
@@ -526,13 +537,12 @@ static const struct {
                "\"dataset-wise\",\"dataset_average_activation_norm\":{\"in\":1}"),
      "sae_weights.safetensors", LLAMA, "",
      "dataset_average_activation_norm.out is (absent)"},
-    {"hyperparams.json",
-     LLAMA_CFG("\"act_fn\":\"gelu\",\"norm_activation\":\"none\""),
+    {"hyperparams.json", LLAMA_CFG("\"act_fn\":\"gelu\",\"norm_activation\":\"none\""),
      "sae_weights.safetensors", LLAMA, "", "act_fn is gelu; relu, jumprelu and topk"},
-    {"hyperparams.json", "{\"d_model\":6,\"d_sae\":11}", "sae_weights.safetensors", LLAMA,
-     "", "use_decoder_bias is missing, which decides what is computed"},
-    {"hyperparams.json",
-     LLAMA_CFG("\"act_fn\":\"relu\",\"norm_activation\":\"none\""), "y.safetensors",
+    {"hyperparams.json", "{\"d_model\":6,\"d_sae\":11}", "sae_weights.safetensors",
+     LLAMA, "", "use_decoder_bias is missing, which decides what is computed"},
+    {"hyperparams.json", LLAMA_CFG("\"act_fn\":\"relu\",\"norm_activation\":\"none\""),
+     "y.safetensors",
      "encoder.weight:6x11 encoder.bias:11 decoder.weight:11x6 decoder.bias:6", "",
      "tensor encoder.weight has shape [6, 11], hyperparams.json implies [11, 6]"},
     {"hyperparams.json",
@@ -566,8 +576,8 @@ static const struct {
      "config.yaml: the key {a is not known"},
     {"config.yaml", YAML("nonsense\n"), "layer_0.safetensors", TRACER, "",
      "the line \"nonsense\" is not \"key: value\""},
-    {"config.yaml", "model_kind: cross_layer_transcoder\n", "layer_0.safetensors", TRACER,
-     "", "model_kind is cross_layer_transcoder; only transcoder_set"},
+    {"config.yaml", "model_kind: cross_layer_transcoder\n", "layer_0.safetensors",
+     TRACER, "", "model_kind is cross_layer_transcoder; only transcoder_set"},
     {"config.yaml", YAML(""), "layer_0.safetensors", TRACER " W_skip:6x7", "",
      "tensor W_skip has shape [6, 7], the biases' length implies [6, 6]"},
     {"config.yaml", YAML(""), "layer_0.safetensors", TRACER, "--norm-scale 2",
@@ -591,10 +601,14 @@ static const struct {
      "--family gemma-scope"},
     {"config.json", "{\"architecture\":\"jump_relu\",\"l0\":3,\"new\":2}",
      "params.safetensors", GEMMA, "", "the key new is not known here"},
-    {NULL, NULL, "params.safetensors", GEMMA, "--family gemma-scope --site resid_post "
-     "--layer 3 --k 3", "--k 3 has no place"},
-    {NULL, NULL, "params.safetensors", GEMMA, "--family gemma-scope --site resid_post "
-     "--layer 3 --decoder-layout columns", "--decoder-layout has no place"},
+    {NULL, NULL, "params.safetensors", GEMMA,
+     "--family gemma-scope --site resid_post "
+     "--layer 3 --k 3",
+     "--k 3 has no place"},
+    {NULL, NULL, "params.safetensors", GEMMA,
+     "--family gemma-scope --site resid_post "
+     "--layer 3 --decoder-layout columns",
+     "--decoder-layout has no place"},
     /* numbers */
     {"config.yaml", YAML(""), "layer_0.safetensors",
      "W_enc:11x6!20 W_dec:11x6 b_enc:11 b_dec:6", "",
@@ -606,7 +620,8 @@ static const struct {
      "w_enc:6x11!25 w_dec:11x6 b_enc:11 b_dec:6 threshold:11",
      "--site resid_post --layer 3", "tensor w_enc: element [2, 3] is NaN"},
     {"config.yaml", YAML(""), "layer_0.safetensors",
-     "W_enc:11x6 W_dec:11x6 b_enc:11 b_dec:6!4", "", "tensor b_dec: element [4] is NaN"},
+     "W_enc:11x6 W_dec:11x6 b_enc:11 b_dec:6!4", "",
+     "tensor b_dec: element [4] is NaN"},
     {"config.yaml", YAML(""), "layer_0.safetensors",
      "W_enc:11x6/I8 W_dec:11x6 b_enc:11 b_dec:6", "",
      "tensor W_enc is I8; F32, BF16, F16 and F64"},
@@ -675,7 +690,8 @@ static void test_bad_files(void)
 static void test_truncated(void)
 {
     static const char *const files[] = {
-        "qwen-scope/layer11.sae.pt", "gemma-scope-npz/layer_12/width_x/average_l0_9/params.npz",
+        "qwen-scope/layer11.sae.pt",
+        "gemma-scope-npz/layer_12/width_x/average_l0_9/params.npz",
         "circuit-tracer-relu/layer_0.safetensors"};
     for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
         char path[1024];

@@ -401,10 +401,11 @@ static int input_kind(const char *path, char *err, size_t cap)
     if (!S_ISDIR(st.st_mode)) {
         tensor_file *f = tensors_open(path, why, sizeof why);
         if (!f)
-            return err_set(err, cap,
-                           "%.200s (not a folder, and not a file of tensors that can be "
-                           "read)",
-                           why);
+            return err_set(
+                err, cap,
+                "%.200s (not a folder, and not a file of tensors that can be "
+                "read)",
+                why);
         tensors_close(f);
         return 1;
     }

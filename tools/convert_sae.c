@@ -18,9 +18,9 @@ static int check_options(const sae_source *s)
     const convert_options *o = s->o;
     const char *circuit = sae_circuit_tracer.name, *dl = sae_dictionary_learning.name;
     if (o->k && !s->record.k)
-        return err_set(s->err, s->cap,
-                       "--k %d has no place: this SAE has no number of features to keep",
-                       o->k);
+        return err_set(
+            s->err, s->cap,
+            "--k %d has no place: this SAE has no number of features to keep", o->k);
     if (o->norm_scale > 0 && strcmp(s->family, sae_saelens.name) != 0)
         return err_set(s->err, s->cap, "--norm-scale has no place: it is for SAELens");
     if (o->decoder_layout && strcmp(s->family, circuit) != 0)

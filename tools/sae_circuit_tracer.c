@@ -1,14 +1,15 @@
 /* circuit-tracer's single-layer transcoders: config.yaml, layer_{i}.safetensors.
  *
  * Followed: circuit-tracer 0.5.0 transcoder/single_layer_transcoder.py (encode, decode,
- * load_relu_transcoder) and activation_functions.py. W_enc [F, d]; W_dec [F, d] or, until
- * 2025-06, [d, F], told apart by shape; b_enc; b_dec; W_skip [d, d] adds W_skip x. The
- * activation is jumprelu where the file has activation_function.threshold, topk where k
- * says so, else relu. Nothing is folded.
+ * load_relu_transcoder) and activation_functions.py. W_enc [F, d]; W_dec [F, d] or,
+ * until 2025-06, [d, F], told apart by shape; b_enc; b_dec; W_skip [d, d] adds W_skip
+ * x. The activation is jumprelu where the file has activation_function.threshold, topk
+ * where k says so, else relu. Nothing is folded.
  *
  * Its topk and its jumprelu let negative values through: of topk they become 0 here
  * (there is none unless fewer than k are positive), a threshold below 0 is refused.
- * Sites are named in config.yaml, without the layer, which is that of the file's name. */
+ * Sites are named in config.yaml, without the layer, which is that of the file's
+ * name. */
 
 #include "sae_source.h"
 
@@ -19,9 +20,9 @@
 /* ---- config.yaml: of YAML only "key: value" at the left margin ---- */
 
 static const char *const known_keys[] = {
-    "activation",         "description", "feature_input_hook", "feature_output_hook",
-    "k",                  "model_kind",  "model_name",         "repo_id",
-    "revision",           "scan",        "subfolder",          "transcoders",
+    "activation", "description", "feature_input_hook", "feature_output_hook",
+    "k",          "model_kind",  "model_name",         "repo_id",
+    "revision",   "scan",        "subfolder",          "transcoders",
     NULL,
 };
 
@@ -69,8 +70,8 @@ static int yaml_get(const yaml *y, const char *wanted, safe_name *value)
 
 static int yaml_read(sae_source *s, yaml *y)
 {
-    if (convert_read(s->unit->folder, s->unit->config, 1 << 20, &y->text, &y->len, s->err,
-                     s->cap))
+    if (convert_read(s->unit->folder, s->unit->config, 1 << 20, &y->text, &y->len,
+                     s->err, s->cap))
         return -1;
     for (size_t at = 0; at < y->len;) {
         size_t n = strcspn(y->text + at, "\n");
@@ -101,8 +102,7 @@ static int read_kind(sae_source *s, const yaml *y)
     safe_name kind, model;
     if (yaml_get(y, "model_name", &model))
         qfile_meta_add(&s->lines, "source.model_name", "%s", model.text);
-    if (!yaml_get(y, "model_kind", &kind) ||
-        strcmp(kind.text, "transcoder_set") == 0)
+    if (!yaml_get(y, "model_kind", &kind) || strcmp(kind.text, "transcoder_set") == 0)
         return 0;
     return sae_bad_config(s, "model_kind is %s; only transcoder_set is supported%s",
                           kind.text,
@@ -117,19 +117,20 @@ static int read_decoder(sae_source *s)
     const tensor *t = sae_tensor(s, "W_dec");
     int layout = s->o->decoder_layout;
     if (r->d_sae == r->d_in && !layout)
-        return sae_bad_file(s,
-                            "d_sae and d_in are both %u, so the shape of W_dec does not "
-                            "say what its rows are: --decoder-layout features if a "
-                            "feature each (since 2025-06), --decoder-layout columns if "
-                            "they are turned",
-                            r->d_in);
-    if (!layout && t && t->rank == 2 && t->shape[0] == r->d_in && t->shape[1] == r->d_sae)
+        return sae_bad_file(
+            s,
+            "d_sae and d_in are both %u, so the shape of W_dec does not "
+            "say what its rows are: --decoder-layout features if a "
+            "feature each (since 2025-06), --decoder-layout columns if "
+            "they are turned",
+            r->d_in);
+    if (!layout && t && t->rank == 2 && t->shape[0] == r->d_in &&
+        t->shape[1] == r->d_sae)
         layout = 2;
     if (layout == 2)
         qfile_meta_add(&s->lines, "source.decoder", "[d, F], as until 2025-06");
-    return layout == 2
-               ? sae_take_transposed(s, "W_dec", r->d_sae, r->d_in, &s->dec)
-               : sae_take(s, "W_dec", r->d_sae, r->d_in, &s->dec);
+    return layout == 2 ? sae_take_transposed(s, "W_dec", r->d_sae, r->d_in, &s->dec)
+                       : sae_take(s, "W_dec", r->d_sae, r->d_in, &s->dec);
 }
 
 static int read_threshold(sae_source *s, const tensor *t)
@@ -159,10 +160,11 @@ static int read_topk(sae_source *s, const yaml *y)
             x = -1;
     }
     if (x != floor(x) || x < 0 || x > SAE_MAX_D_SAE)
-        return sae_bad_config(s, "k is %g, it must be a whole number in 1..%u (d_sae)", x,
-                              s->record.d_sae);
+        return sae_bad_config(s, "k is %g, it must be a whole number in 1..%u (d_sae)",
+                              x, s->record.d_sae);
     if (x == 0 && !s->o->k)
-        return sae_bad_config(s, "activation is topk, but there is no k; --k K says it");
+        return sae_bad_config(s,
+                              "activation is topk, but there is no k; --k K says it");
     s->record.activation = QSAE_ACT_TOPK;
     qfile_meta_add(&s->lines, "folded.topk",
                    "of the k largest, those below 0 become 0 (circuit-tracer keeps "
@@ -178,16 +180,16 @@ static int read_activation(sae_source *s, const yaml *y)
     int topk = said && strcmp(name.text, "topk") == 0;
     if (said && !topk && strcmp(name.text, "relu") != 0 &&
         strcmp(name.text, "jumprelu") != 0 && strcmp(name.text, "jump_relu") != 0)
-        return sae_bad_config(s,
-                              "activation is %s; relu, jumprelu and topk are supported",
-                              name.text);
+        return sae_bad_config(
+            s, "activation is %s; relu, jumprelu and topk are supported", name.text);
     if (t && (topk || (said && strcmp(name.text, "relu") == 0)))
         return sae_bad_config(
             s, "activation is %s, but the file has activation_function.threshold",
             name.text);
     if (said && !t && name.text[0] == 'j')
-        return sae_bad_config(s, "activation is %s, but the file has no "
-                                 "activation_function.threshold",
+        return sae_bad_config(s,
+                              "activation is %s, but the file has no "
+                              "activation_function.threshold",
                               name.text);
     if (t)
         return read_threshold(s, t);

@@ -3,8 +3,8 @@
  * Followed: dictionary_learning 0.1.0 dictionary.py and trainers/{top_k, batch_top_k,
  * matryoshka_batch_top_k}.py, encode and decode at their defaults, and utils.py
  * load_dictionary; later versions' training.py for the checkpoint that an interrupted
- * run leaves. Linear layers are stored [out, in], the other matrices [in, out], and their
- * strides are honoured, for encoders are column-major. By class:
+ * run leaves. Linear layers are stored [out, in], the other matrices [in, out], and
+ * their strides are honoured, for encoders are column-major. By class:
  *
  *     AutoEncoder             relu, b_i -= E_i . bias; its loader makes the decoder's
  *                             columns unit vectors (E_i *= n_i, b_i *= n_i, D_i /= n_i)
@@ -12,15 +12,16 @@
  *     AutoEncoderNew          relu
  *     GatedAutoEncoder        gated, both biases -= E_i . decoder_bias
  *     JumpReluAutoEncoder     theta per feature, no subtraction
- *     AutoEncoderTopK         topk k, b_i -= E_i . b_dec. (Its use_threshold=True is not
- *                             what encode does unless asked.)
+ *     AutoEncoderTopK         topk k, b_i -= E_i . b_dec. Its threshold is for
+ *                             encode(use_threshold=True) only
  *     BatchTopKSAE, MatryoshkaBatchTopKSAE
  *                             jumprelu with one threshold, b_i -= E_i . b_dec; the
- *                             threshold is -1 until training sets it: then --k K makes it
- *                             TopK, one token at a time
+ *                             threshold is -1 until training sets it: then --k K makes
+ *                             it TopK, one token at a time
  *
- * A checkpoint {step, ae, optimizer, config, norm_factor} was trained on x / norm_factor:
- * biases and thresholds *= norm_factor, as scale_biases does at the end of a run. */
+ * A checkpoint {step, ae, optimizer, config, norm_factor} was trained on x /
+ * norm_factor: biases and thresholds *= norm_factor, as scale_biases does at the end of
+ * a run. */
 
 #include "sae_source.h"
 
@@ -31,8 +32,8 @@
 typedef struct dict_class {
     const char *name;
     uint32_t activation;
-    int linear;                     /* encoder.weight, decoder.weight; else W_enc, W_dec */
-    const char *b_enc, *b_dec;      /* their names */
+    int linear;                /* encoder.weight, decoder.weight; else W_enc, W_dec */
+    const char *b_enc, *b_dec; /* their names */
     int subtract, one_theta, has_k; /* has_k: the tensors k and threshold */
 } dict_class;
 
@@ -105,9 +106,10 @@ static int find_class(sae_source *s, const dict_class **out)
     if (*out)
         return 0;
     if (sae_tensor(s, "k"))
-        return sae_bad_file(s, "no config.json says whether it is an AutoEncoderTopK or "
-                               "a BatchTopKSAE, which have the same tensors: --class "
-                               "NAME does");
+        return sae_bad_file(s,
+                            "no config.json says whether it is an AutoEncoderTopK or "
+                            "a BatchTopKSAE, which have the same tensors: --class "
+                            "NAME does");
     return sae_bad_file(s, "no config.json says which class of dictionary_learning it "
                            "is: --class NAME does");
 }
@@ -121,10 +123,8 @@ static int site_of(const char *submodule, int *layer)
         const char *before;
         int site;
     } names[] = {
-        {"resid_post_layer_", QSAE_RESID_POST},
-        {"resid_pre_layer_", QSAE_RESID_PRE},
-        {"mlp_out_layer_", QSAE_MLP_OUT},
-        {"attention_out_layer_", QSAE_ATTN_OUT},
+        {"resid_post_layer_", QSAE_RESID_POST}, {"resid_pre_layer_", QSAE_RESID_PRE},
+        {"mlp_out_layer_", QSAE_MLP_OUT},       {"attention_out_layer_", QSAE_ATTN_OUT},
         {"attn_out_layer_", QSAE_ATTN_OUT},
     };
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
@@ -144,10 +144,11 @@ static int read_place(sae_source *s)
     if (trainer_text(s, "layer", &number)) {
         int said = sae_number_in(number.text, "", "");
         if (layer >= 0 && said != layer && s->o->layer < 0)
-            return sae_bad_config(s,
-                                  "layer is %s, submodule_name is %s; --layer N settles "
-                                  "it",
-                                  number.text, name.text);
+            return sae_bad_config(
+                s,
+                "layer is %s, submodule_name is %s; --layer N settles "
+                "it",
+                number.text, name.text);
         layer = layer < 0 ? said : layer;
     }
     return sae_set_place(s, 0, site, layer, "submodule_name", has ? name.text : NULL) ||
@@ -233,8 +234,9 @@ static int check_groups(sae_source *s)
         return sae_bad_file(s, "tensor group_sizes is missing, which class %s has",
                             s->class_name);
     if (t->rank != 1 || !tensor_is_int(t) || t->n > s->record.d_sae)
-        return sae_bad_file(s, "tensor group_sizes has shape %s and type %s, it must "
-                               "be whole numbers",
+        return sae_bad_file(s,
+                            "tensor group_sizes has shape %s and type %s, it must "
+                            "be whole numbers",
                             tensor_shape(t).text, tensor_type_name(t->type));
     for (uint64_t i = 0; i < t->n; i++) {
         int64_t x;
@@ -246,8 +248,9 @@ static int check_groups(sae_source *s)
         sum += (uint64_t)x;
     }
     if (sum != s->record.d_sae)
-        return sae_bad_file(s, "the group_sizes are %llu together, there are %u "
-                               "features",
+        return sae_bad_file(s,
+                            "the group_sizes are %llu together, there are %u "
+                            "features",
                             (unsigned long long)sum, s->record.d_sae);
     sae_ignore(s, t);
     return 0;
@@ -262,7 +265,8 @@ static int read_tensors(sae_source *s, const dict_class *c)
                   : sae_take_transposed(s, "W_enc", F, d, &s->enc) ||
                         sae_take(s, "W_dec", F, d, &s->dec))
         return -1;
-    if (sae_take(s, c->b_enc, 0, F, &s->b_enc) || sae_take(s, c->b_dec, 0, d, &s->b_dec))
+    if (sae_take(s, c->b_enc, 0, F, &s->b_enc) ||
+        sae_take(s, c->b_dec, 0, d, &s->b_dec))
         return -1;
     if (r->activation == QSAE_ACT_GATED && (sae_take(s, "r_mag", 0, F, &s->r_mag) ||
                                             sae_take(s, "mag_bias", 0, F, &s->b_mag)))

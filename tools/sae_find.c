@@ -189,7 +189,8 @@ static int list_folder(const char *path, entries *e, char *err, size_t cap)
     return status;
 }
 
-/* sparsity.safetensors, which SAELens writes next to the weights: it holds statistics */
+/* sparsity.safetensors, which SAELens writes next to the weights: it holds
+ * statistics */
 static int is_statistics(const char *path)
 {
     char why[ERR_CAP];

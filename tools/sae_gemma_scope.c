@@ -1,11 +1,12 @@
 /* Gemma-Scope 1 (params.npz) and 2 (config.json, params.safetensors).
  *
- * Followed: the Gemma-Scope report's JumpReLU, max(z, 0) where z > theta, no subtraction;
- * SAELens 6.54 loading/pretrained_sae_loaders.py gemma_2 and gemma_3; circuit-tracer 0.5.0
- * load_gemma_scope_transcoder and load_gemma_scope_2_transcoder. W_enc [d, F], W_dec [F,
- * d], b_enc, b_dec, threshold [F]; in 2 w_enc and w_dec, and a transcoder may have
- * affine_skip_connection [d_in, d_out], which adds x times it. Nothing is folded. Sites
- * are named by the repository alone: --site; the layer is that of a folder layer_L. */
+ * Followed: the Gemma-Scope report's JumpReLU, max(z, 0) where z > theta, no
+ * subtraction; SAELens 6.54 loading/pretrained_sae_loaders.py gemma_2 and gemma_3;
+ * circuit-tracer 0.5.0 load_gemma_scope_transcoder and load_gemma_scope_2_transcoder.
+ * W_enc [d, F], W_dec [F, d], b_enc, b_dec, threshold [F]; in 2 w_enc and w_dec, and a
+ * transcoder may have affine_skip_connection [d_in, d_out], which adds x times it.
+ * Nothing is folded. Sites are named by the repository alone: --site; the layer is that
+ * of a folder layer_L. */
 
 #ifndef _XOPEN_SOURCE
 #define _XOPEN_SOURCE 700 /* realpath */
@@ -17,11 +18,19 @@
 #include <string.h>
 
 static const char *const known_keys[] = {
-    "affine_connection", "architecture", "hf_hook_point_in", "hf_hook_point_out", "l0",
-    "model_name",        "type",         "width",            NULL,
+    "affine_connection",
+    "architecture",
+    "hf_hook_point_in",
+    "hf_hook_point_out",
+    "l0",
+    "model_name",
+    "type",
+    "width",
+    NULL,
 };
 
-/* The layer in the path, "…/layer_20/…" or "…/layer_20_width_16k_l0_small/…"; -1: none. */
+/* The layer in the path, ".../layer_20/..." or ".../layer_20_width_16k_l0_small/...";
+ * -1: none. */
 static int layer_in_path(const sae_source *s, int *embedding)
 {
     char *full = realpath(s->unit->folder, NULL);
@@ -69,8 +78,9 @@ static int read_gemma_scope(sae_source *s)
                                   sae_text(arch).text);
     }
     if (dec && dec->rank == 3)
-        return sae_bad_file(s, "%s has shape %s: a cross-layer transcoder, which is not "
-                               "supported",
+        return sae_bad_file(s,
+                            "%s has shape %s: a cross-layer transcoder, which is not "
+                            "supported",
                             dec->name, tensor_shape(dec).text);
     if (sae_sizes(s, "b_enc", "b_dec") || sae_not_square(s))
         return -1;

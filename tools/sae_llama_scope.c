@@ -2,9 +2,9 @@
  * checkpoints/final.safetensors}.
  *
  * Followed: OpenMOSS Language-Model-SAEs of 2024-12, lm_saes/sae.py, from_config (which
- * folds as it loads) and encode; the result agrees with SAELens 6.54's llama_scope loader
- * on the published files. With s_in = sqrt(d)/norm_in, s_out = sqrt(d)/norm_out, in this
- * order:
+ * folds as it loads) and encode; the result agrees with SAELens 6.54's llama_scope
+ * loader on the published files. With s_in = sqrt(d)/norm_in, s_out = sqrt(d)/norm_out,
+ * in this order:
  *
  *     norm_activation dataset-wise    b /= s_in, D *= s_in/s_out, c /= s_out
  *     sparsity_include_decoder_norm   E_i *= n_i, b_i *= n_i, D_i /= n_i, n_i of that D
@@ -62,10 +62,11 @@ static int norm_of(sae_source *s, const char *end, double *out)
     const json_value *norms = sae_get(s, s->cfg, "dataset_average_activation_norm"),
                      *v = sae_get(s, norms, end);
     if (!json_real(v, out) || !(*out > 0))
-        return sae_bad_config(s,
-                              "dataset_average_activation_norm.%s is %s, norm_activation "
-                              "dataset-wise needs a number above 0",
-                              end, sae_text(v).text);
+        return sae_bad_config(
+            s,
+            "dataset_average_activation_norm.%s is %s, norm_activation "
+            "dataset-wise needs a number above 0",
+            end, sae_text(v).text);
     return 0;
 }
 
@@ -119,8 +120,9 @@ static int read_activation(sae_source *s)
         r->activation = QSAE_ACT_JUMPRELU;
         s->theta_is_number = 1;
         s->theta_number = theta;
-        return theta < 0 ? sae_bad_config(s, "jump_relu_threshold is %g, it cannot be "
-                                             "below 0",
+        return theta < 0 ? sae_bad_config(s,
+                                          "jump_relu_threshold is %g, it cannot be "
+                                          "below 0",
                                           theta)
                          : 0;
     }
@@ -196,8 +198,8 @@ static int read_llama_scope(sae_source *s)
         sae_get_size(s, "d_sae", SAE_MAX_D_SAE, &r->d_sae))
         return -1;
     r->d_out = r->d_in;
-    if (read_options(s, &bias) || read_norm(s) || read_activation(s) || read_places(s) ||
-        sae_take(s, "encoder.weight", r->d_sae, r->d_in, &s->enc) ||
+    if (read_options(s, &bias) || read_norm(s) || read_activation(s) ||
+        read_places(s) || sae_take(s, "encoder.weight", r->d_sae, r->d_in, &s->enc) ||
         sae_take_transposed(s, "decoder.weight", r->d_sae, r->d_out, &s->dec) ||
         sae_take(s, "encoder.bias", 0, r->d_sae, &s->b_enc))
         return -1;

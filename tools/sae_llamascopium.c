@@ -1,15 +1,15 @@
-/* llamascopium (OpenMOSS Language-Model-SAEs): {config.json, sae_weights.safetensors}, or
- * a .pt with the tensors under "sae".
+/* llamascopium (OpenMOSS Language-Model-SAEs): {config.json, sae_weights.safetensors},
+ * or a .pt with the tensors under "sae".
  *
  * Followed: llamascopium 2.0.0b34 models/sae.py (encode, decode), sparse_dictionary.py
- * (normalize_activations, activation_function_factory) and activation_functions.py. With
- * n_i the norms of the stored decoder rows, s_in = sqrt(d)/norm_in, s_out = sqrt(d)/
- * norm_out, features come out in units of the site:
+ * (normalize_activations, activation_function_factory) and activation_functions.py.
+ * With n_i the norms of the stored decoder rows, s_in = sqrt(d)/norm_in, s_out =
+ * sqrt(d)/norm_out, features come out in units of the site:
  *
  *     norm_activation dataset-wise   b /= s_in, D *= s_in/s_out, c /= s_out,
- *                                    theta /= s_in  (its own
- *                                    standardize_parameters_of_dataset_norm leaves theta,
- *                                    which changes what fires)
+ *                                    theta /= s_in  (its own fold,
+ *                                    standardize_parameters_of_dataset_norm, leaves
+ *                                    theta, which changes what fires)
  *     norm_activation token-wise     the library's constant norm
  *     log_jumprelu_threshold         theta = exp of it
  *     sparsity_include_decoder_norm  z_i n_i is compared, z_i comes out:
@@ -17,10 +17,10 @@
  *                                    topk: E_i *= n_i, b_i *= n_i, D_i /= n_i, so that
  *                                    features are n_i times those of llamascopium
  *
- * Files of lm_saes between Llama-Scope and llamascopium (2025, as Llama-Scope-R1-Distill)
- * mean the same under other names: encoder.weight [F, d], decoder.weight [d, F],
- * encoder.bias, decoder.bias, log_jumprelu_threshold; and may say
- * apply_decoder_bias_to_pre_encoder: b_i -= E_i . c.
+ * Files of lm_saes between Llama-Scope and llamascopium (2025, as
+ * Llama-Scope-R1-Distill) mean the same under other names: encoder.weight [F, d],
+ * decoder.weight [d, F], encoder.bias, decoder.bias, log_jumprelu_threshold; and may
+ * say apply_decoder_bias_to_pre_encoder: b_i -= E_i . c.
  *
  * The scalars dataset_average_activation_norm.* are in every file, but mean something
  * only for dataset-wise. */
@@ -94,8 +94,9 @@ static int read_sizes(sae_source *s)
         return -1;
     double features = json_real(e, &factor) ? floor((double)r->d_in * factor) : 0;
     if (!(features >= 1) || features > SAE_MAX_D_SAE)
-        return sae_bad_config(s, "expansion_factor is %s: d_sae, d_model times that, "
-                                 "must be in 1..%d",
+        return sae_bad_config(s,
+                              "expansion_factor is %s: d_sae, d_model times that, "
+                              "must be in 1..%d",
                               sae_text(e).text, SAE_MAX_D_SAE);
     r->d_sae = (uint32_t)features;
     r->d_out = r->d_in;
@@ -174,11 +175,12 @@ static int read_activation(sae_source *s)
     s->fold.slack = 1e-6;
     if (sae_is_text(v, "batchtopk")) {
         if (!s->o->k)
-            return sae_bad_config(s,
-                                  "act_fn is batchtopk: what fires depends on the other "
-                                  "tokens of a batch; --k %s keeps the k largest of "
-                                  "each token instead",
-                                  sae_text(k).text);
+            return sae_bad_config(
+                s,
+                "act_fn is batchtopk: what fires depends on the other "
+                "tokens of a batch; --k %s keeps the k largest of "
+                "each token instead",
+                sae_text(k).text);
         return sae_set_k(s, 0, "--k");
     }
     if (!sae_is_text(v, "topk"))
@@ -196,8 +198,9 @@ static int read_places(sae_source *s)
                      *out = sae_get(s, s->cfg, "hook_point_out");
     int site = -1, layer = -1;
     if (!in || in->type != JSON_STRING || !out || out->type != JSON_STRING)
-        return sae_bad_config(s, "hook_point_in is %s, hook_point_out %s: both must be "
-                                 "names",
+        return sae_bad_config(s,
+                              "hook_point_in is %s, hook_point_out %s: both must be "
+                              "names",
                               sae_text(in).text, sae_text(out).text);
     sae_parse_hook(in->str, &site, &layer);
     if (sae_set_place(s, 0, site, layer, "hook_point_in", in->str))

@@ -1,9 +1,11 @@
-/* Qwen-Scope: layer{n}.sae.pt, a dict of W_enc [F, d], W_dec [d, F], b_enc [F], b_dec [d].
+/* Qwen-Scope: layer{n}.sae.pt, a dict of W_enc [F, d], W_dec [d, F], b_enc [F], b_dec
+ * [d].
  *
- * Followed: the model cards of Qwen/SAE-Res-* (encode: the k largest of W_enc x + b_enc,
- * no subtraction of b_dec) and SAELens 6.54 loading/pretrained_sae_loaders.py, qwen_scope
- * (max(z, 0) after the selection). The card keeps a selected value that is negative,
- * SAELens and this program make it 0; there is none unless fewer than k are positive.
+ * Followed: the model cards of Qwen/SAE-Res-* (encode: the k largest of W_enc x +
+ * b_enc, no subtraction of b_dec) and SAELens 6.54 loading/pretrained_sae_loaders.py,
+ * qwen_scope (max(z, 0) after the selection). The card keeps a selected value that is
+ * negative, SAELens and this program make it 0; there is none unless fewer than k are
+ * positive.
  *
  * Nothing says k but the repository's name, so --k is required. The file is the output
  * of block n: the layer is taken from a name layer{n}.sae.pt. Nothing is folded. */
@@ -20,16 +22,18 @@
 /* A folder on the way to the file is called ...-L0_50: what to ask about. */
 static void k_advice(const sae_source *s, char *out, size_t cap)
 {
-    char *full = realpath(s->unit->weights, NULL);
+    char *full = realpath(s->unit->folder, NULL);
     const char *at = full ? strstr(full, "-L0_") : NULL;
     int k = at ? atoi(at + 4) : 0;
-    snprintf(out, cap, "--k K says how many features are kept, the number after L0_ in "
-                       "the name of the repository");
+    snprintf(out, cap,
+             "--k K says how many features are kept, the number after L0_ in "
+             "the name of the repository");
     if (k > 0 && k < 100000)
-        snprintf(out, cap,
-                 "--k K says how many features are kept; a folder's name ends in L0_%d: "
-                 "--k %d?",
-                 k, k);
+        snprintf(
+            out, cap,
+            "--k K says how many features are kept; a folder's name ends in L0_%d: "
+            "--k %d?",
+            k, k);
     free(full);
 }
 
@@ -61,8 +65,8 @@ static int read_qwen_scope(sae_source *s)
            sae_same_place(s);
 }
 
-/* Without a configuration; that a .pt of these four is not of another family is sure, of
- * a .safetensors it is not: circuit-tracer's files were once the same. */
+/* Without a configuration; that a .pt of these four is not of another family is sure,
+ * of a .safetensors it is not: circuit-tracer's files were once the same. */
 static int is_qwen_scope(const sae_source *s)
 {
     const tensor *e = sae_tensor(s, "W_enc"), *d = sae_tensor(s, "W_dec"),

@@ -206,8 +206,7 @@ static int read_sizes(sae_source *s, const saelens *w)
         k = sae_get(s, kwargs, "k");
     n = 100; /* TopKSAEConfig's default */
     if ((k && !json_int(k, &n)) || n < 1 || n > (int64_t)r->d_sae)
-        return sae_bad_config(s,
-                              "k is %s, it must be a whole number in 1..%u (d_sae)",
+        return sae_bad_config(s, "k is %s, it must be a whole number in 1..%u (d_sae)",
                               k ? sae_text(k).text : "100 (the default)", r->d_sae);
     return sae_set_k(s, n, "k");
 }
@@ -404,8 +403,7 @@ static int take_threshold(sae_source *s, const saelens *w)
         s->fold.theta = 1 / w->scale;
     if (batch && t) {
         if (t->n != 1 || !tensor_is_float(t))
-            return sae_bad_file(s,
-                                "topk_threshold has shape %s, it must be one number",
+            return sae_bad_file(s, "topk_threshold has shape %s, it must be one number",
                                 tensor_shape(t).text);
         s->theta = *t;
         sae_ignore(s, t);
@@ -418,7 +416,8 @@ static int take_threshold(sae_source *s, const saelens *w)
 }
 
 /* scaling_factor of ones is what SAELens itself drops (torch.allclose). Any other was
- * applied before the decoder by SAELens 5 where cfg.json says so; 6 has no such thing. */
+ * applied before the decoder by SAELens 5 where cfg.json says so; 6 has no such
+ * thing. */
 static int take_scaling_factor(sae_source *s, const saelens *w)
 {
     const tensor *t = sae_tensor(s, "scaling_factor");

@@ -250,10 +250,11 @@ int sae_not_square(sae_source *s)
 {
     if (s->record.d_sae != s->record.d_in || s->o->family || s->unit->config)
         return 0;
-    return sae_bad_file(s,
-                        "d_sae and d_in are both %u, so the shapes do not say which way "
-                        "the matrices lie: --family %s says that it is such a file",
-                        s->record.d_in, s->family);
+    return sae_bad_file(
+        s,
+        "d_sae and d_in are both %u, so the shapes do not say which way "
+        "the matrices lie: --family %s says that it is such a file",
+        s->record.d_in, s->family);
 }
 
 int sae_no_strangers(sae_source *s)
@@ -265,11 +266,11 @@ int sae_no_strangers(sae_source *s)
         for (int j = 0; j < s->n_used; j++)
             known |= t == s->used[j];
         if (!known)
-            return sae_bad_file(
-                s, "tensor %s is not known: %s %s has no such tensor",
-                name_z(t->name).text,
-                strcmp(s->family, "saelens") == 0 ? "architecture" : "class",
-                s->class_name ? s->class_name : s->family);
+            return sae_bad_file(s, "tensor %s is not known: %s %s has no such tensor",
+                                name_z(t->name).text,
+                                strcmp(s->family, "saelens") == 0 ? "architecture"
+                                                                  : "class",
+                                s->class_name ? s->class_name : s->family);
     }
     return 0;
 }
@@ -384,8 +385,7 @@ int sae_check_places(sae_source *s)
     const qsae_sae_record *r = &s->record;
     if (r->layer_out < r->layer_in ||
         (r->layer_out == r->layer_in && r->site_out < r->site_in))
-        return sae_bad_config(s,
-                              "it writes a site that comes before the one it reads");
+        return sae_bad_config(s, "it writes a site that comes before the one it reads");
     return 0;
 }
 

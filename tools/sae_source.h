@@ -1,15 +1,15 @@
 /* sae_source.h: one SAE of whatever family, on its way into a .qsae file.
  *
  *     sae_find.c     which SAEs a folder or file holds; which family each is of
- *     sae_FAMILY.c   a family's reader: fills a sae_source from a file of tensors and the
- *                    configuration beside it
+ *     sae_FAMILY.c   a family's reader: fills a sae_source from a file of tensors and
+ *                    the configuration beside it
  *     sae_source.c   what the readers share: keys, tensors, places
  *     sae_write.c    folds and writes what a reader found
  *     convert_sae.c  the command: members of a suite, their names, the file
  *
- * A reader gives views of the stored tensors, one row per feature, and says what to fold.
- * With E_i and D_i the stored rows, b, c, theta stored, s_x the factors of sae_fold, and
- * n_i the norms of s_dec D_i, the file gets, all computed in double:
+ * A reader gives views of the stored tensors, one row per feature, and says what to
+ * fold. With E_i and D_i the stored rows, b, c, theta stored, s_x the factors of
+ * sae_fold, and n_i the norms of s_dec D_i, the file gets, all computed in double:
  *
  *     c' = s_out c        D'_i = s_dec D_i / n_i         theta' = s_theta theta
  *     E'_i = s_enc E_i n_i      b'_i = s_bias b_i n_i - E'_i . c' (if subtract)
@@ -36,8 +36,8 @@ typedef struct sae_fold {
     double enc, bias, dec, out, theta; /* the factors; a reader starts with all 1 */
     int subtract;                      /* the source subtracts c before the encoder */
     sae_norms norms;
-    double floor;    /* norms below are this; 0: a row of zeros is refused */
-    double slack;    /* TO_ENC: if every n_i is this near to 1, none is used */
+    double floor; /* norms below are this; 0: a row of zeros is refused */
+    double slack; /* TO_ENC: if every n_i is this near to 1, none is used */
     /* the source's names for what is done, for the META lines */
     const char *norms_name, *subtract_name, *scale_name;
     int negative_theta_is_zero; /* else a threshold below 0 is refused */
@@ -57,8 +57,8 @@ typedef struct sae_source {
     json_doc *doc;      /* of unit->config, if that is JSON */
     const json_value *cfg;
     tensor_file *file;
-    const char *prefix;  /* of the SAE's tensors in the file: "", "ae.", "sae." */
-    const char *implied; /* what the sizes are from, for messages: "cfg.json" */
+    const char *prefix;     /* of the SAE's tensors in the file: "", "ae.", "sae." */
+    const char *implied;    /* what the sizes are from, for messages: "cfg.json" */
     const char *class_name; /* the family's name for this kind of SAE */
 
     qsae_sae_record record; /* all but the name */
@@ -67,7 +67,7 @@ typedef struct sae_source {
     tensor b_enc, b_dec, b_mag; /* [F], [O], [F] */
     tensor r_mag;               /* [F]: MAG_SCALE is exp of it */
     tensor theta;               /* [F] or one number */
-    tensor dec_rows;            /* [F]: more factors of the decoder's rows; not with norms */
+    tensor dec_rows; /* [F]: more factors of the decoder's rows; not with norms */
     int theta_is_log, theta_is_number;
     double theta_number; /* the threshold of every feature, where no tensor has it */
     sae_fold fold;
@@ -138,7 +138,8 @@ safe_name sae_text(const json_value *v);
 int sae_get_bool(sae_source *s, const char *key, int *out);
 /* Required whole number 1..max. */
 int sae_get_size(sae_source *s, const char *key, int64_t max, uint32_t *out);
-/* Every key of object is in the list (NULL-terminated), or null, or ignored by option. */
+/* Every key of object is in the list (NULL-terminated), or null, or ignored by
+ * option. */
 int sae_check_keys(sae_source *s, const json_value *object, const char *const *known);
 /* k of a TopK or groupmax SAE: stored (0: not), or --k; they must not differ. */
 int sae_set_k(sae_source *s, int64_t stored, const char *where);

@@ -1,15 +1,15 @@
 /* EleutherAI sparsify: HOOKPOINT/{cfg.json, sae.safetensors}.
  *
- * Followed: eai-sparsify 1.3.3 sparse_coder.py and fused_encoder.py: z = max(E x + b, 0),
- * where x -= b_dec unless cfg transcode; topk keeps the k largest of z, groupmax the
- * largest of each of k groups of consecutive features; y = sum f_i D_i + b_dec (+ W_skip
- * x, on the x that was not subtracted from). multi_topk concerns training only. What is
- * here is that forward pass in f32; on a GPU sparsify computes it in bf16.
+ * Followed: eai-sparsify 1.3.3 sparse_coder.py and fused_encoder.py: z = max(E x + b,
+ * 0), where x -= b_dec unless cfg transcode; topk keeps the k largest of z, groupmax
+ * the largest of each of k groups of consecutive features; y = sum f_i D_i + b_dec (+
+ * W_skip x, on the x that was not subtracted from). multi_topk concerns training only.
+ * What is here is that forward pass in f32; on a GPU sparsify computes it in bf16.
  *
  * A hookpoint is the path of a module, layers.N or layers.N.mlp, and only the folder's
  * name says it: an SAE reads and writes the module's output, a transcoder (cfg
- * transcode) reads its input. Transcoders from before sparsify 1.1 (2025-02) were trained
- * with the subtraction, and nothing in their files tells. */
+ * transcode) reads its input. Transcoders from before sparsify 1.1 (2025-02) were
+ * trained with the subtraction, and nothing in their files tells. */
 
 #include "sae_source.h"
 
@@ -18,11 +18,12 @@
 #include <string.h>
 
 static const char *const known_keys[] = {
-    "activation", "d_in",       "expansion_factor", "k",         "multi_topk",
-    "normalize_decoder", "num_latents", "skip_connection", "transcode", NULL,
+    "activation",        "d_in",        "expansion_factor", "k",         "multi_topk",
+    "normalize_decoder", "num_latents", "skip_connection",  "transcode", NULL,
 };
 
-/* The hookpoint in the folder's name, or, of layers.3/seed1, in that of the one above. */
+/* The hookpoint in the folder's name, or, of layers.3/seed1, in that of the one
+ * above. */
 static void hookpoint(const sae_source *s, char *out, size_t cap)
 {
     char path[1024];
@@ -94,8 +95,9 @@ static int check_sizes(sae_source *s)
                               sae_text(f).text);
     if (features == 0) {
         if (!json_int(e, &factor) || factor < 1 || factor > SAE_MAX_D_SAE)
-            return sae_bad_config(s, "num_latents is 0 and expansion_factor %s: the "
-                                     "number of features is not said",
+            return sae_bad_config(s,
+                                  "num_latents is 0 and expansion_factor %s: the "
+                                  "number of features is not said",
                                   sae_text(e).text);
         features = factor * (int64_t)r->d_in;
     }
@@ -108,16 +110,18 @@ static int check_sizes(sae_source *s)
 static int read_sparsify(sae_source *s)
 {
     qsae_sae_record *r = &s->record;
-    int transcode = 0, skip = 0;
+    int transcode = 0, skip = 0, has_sign = 0; /* signed: of old files */
     sae_describe(s, "EleutherAI sparsify");
     if (!s->cfg)
         return sae_bad_file(s, "sparsify's cfg.json is not beside it");
-    if (sae_get(s, s->cfg, "signed"))
-        return sae_bad_config(s, "signed: features with a sign are not supported");
     if (sae_check_keys(s, s->cfg, known_keys) ||
+        sae_get_bool(s, "signed", &has_sign) ||
         sae_get_bool(s, "transcode", &transcode) ||
         sae_get_bool(s, "skip_connection", &skip))
         return -1;
+    if (has_sign)
+        return sae_bad_config(s, "signed is true: features with signs are not "
+                                 "supported");
     s->class_name = transcode ? "Transcoder" : "SparseCoder";
     qfile_meta_add(&s->lines, "source.class", "%s%s", s->class_name,
                    skip ? " with skip_connection" : "");

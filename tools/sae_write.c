@@ -127,9 +127,9 @@ static int fold_thetas(sae_source *s)
         below += x < 0;
         s->t[i] = x <= 0 ? 0 : (float)x; /* -0 too */
         if (!status && !isfinite(s->t[i]))
-            status = err_set(s->err, s->cap,
-                             "%s: feature %" PRIu64 " does not fit in f32: %g",
-                             s->theta_is_number ? "the threshold" : s->theta.name, i, x);
+            status = err_set(
+                s->err, s->cap, "%s: feature %" PRIu64 " does not fit in f32: %g",
+                s->theta_is_number ? "the threshold" : s->theta.name, i, x);
     }
     free(stored);
     if (status)
@@ -192,13 +192,14 @@ int sae_prepare(sae_source *s)
     if (use_norms(s) || load_rows(s) || (has_theta(s) && fold_thetas(s)))
         return -1;
     if (f->subtract)
-        qfile_meta_add(&s->lines, "folded.b_dec",
-                       "b_enc -= W_enc . b_dec (%s)", f->subtract_name);
+        qfile_meta_add(&s->lines, "folded.b_dec", "b_enc -= W_enc . b_dec (%s)",
+                       f->subtract_name);
     if (f->enc != 1 || f->bias != 1 || f->dec != 1 || f->out != 1)
-        qfile_meta_add(&s->lines, "folded.norm_scale",
-                       "encoder *= %.17g, its bias *= %.17g, decoder *= %.17g, its bias "
-                       "*= %.17g (%s)",
-                       f->enc, f->bias, f->dec, f->out, f->scale_name);
+        qfile_meta_add(
+            &s->lines, "folded.norm_scale",
+            "encoder *= %.17g, its bias *= %.17g, decoder *= %.17g, its bias "
+            "*= %.17g (%s)",
+            f->enc, f->bias, f->dec, f->out, f->scale_name);
     choose_type(s);
     return 0;
 }
@@ -230,9 +231,9 @@ static int fill_rows(sae_source *s, const tensor *t, const qfile_part *p,
 {
     uint64_t count = p->n_rows * p->n_cols;
     double *v = malloc((size_t)count * sizeof *v + 1);
-    int status = v ? tensor_block_f64(t, p->row, p->n_rows, p->col, p->n_cols, v, err,
-                                      cap)
-                   : err_set(err, cap, "out of memory");
+    int status =
+        v ? tensor_block_f64(t, p->row, p->n_rows, p->col, p->n_cols, v, err, cap)
+          : err_set(err, cap, "out of memory");
     for (uint64_t i = 0; i < p->n_rows && !status; i++) {
         double by = factor(s, p->row + i);
         for (uint64_t j = 0; j < p->n_cols; j++)
@@ -247,8 +248,8 @@ static int fill_enc(void *user, const qfile_part *p, float *out, char *err, size
 {
     sae_source *s = user;
     uint64_t I = s->record.d_in;
-    int plain = s->fold.enc == 1 && s->fold.norms != NORMS_TO_ENC &&
-                s->enc.type != TENSOR_F64;
+    int plain =
+        s->fold.enc == 1 && s->fold.norms != NORMS_TO_ENC && s->enc.type != TENSOR_F64;
     if (plain ? tensor_block_f32(&s->enc, p->row, p->n_rows, 0, I, out, err, cap)
               : fill_rows(s, &s->enc, p, enc_factor, out, err, cap))
         return -1;
@@ -339,8 +340,8 @@ static int write_vector(sae_source *s, qfile *q, const tensor *t, fold_fn fold)
         v[i] = status ? 0 : (float)x;
         if (!status && !isfinite(v[i]))
             status = err_set(s->err, s->cap,
-                             "tensor %s: feature %zu does not fit in f32: %g",
-                             t->name, i, x);
+                             "tensor %s: feature %zu does not fit in f32: %g", t->name,
+                             i, x);
     }
     if (!status)
         status = qfile_vector(q, v, s->err, s->cap);
@@ -359,9 +360,9 @@ static int write_b_dec(sae_source *s, qfile *q)
     if (!status)
         status = qfile_vector(q, v, s->err, s->cap);
     free(v);
-    return status ? err_prefix(s->err, s->cap, "%s: b_dec",
-                               name_z(sae_file_name(s)).text)
-                  : 0;
+    return status
+               ? err_prefix(s->err, s->cap, "%s: b_dec", name_z(sae_file_name(s)).text)
+               : 0;
 }
 
 /* ---- the member of the file ---- */
