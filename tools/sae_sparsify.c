@@ -11,6 +11,10 @@
  * transcode) reads its input. Transcoders from before sparsify 1.1 (2025-02) were
  * trained with the subtraction, and nothing in their files tells. */
 
+#ifndef _XOPEN_SOURCE
+#define _XOPEN_SOURCE 700 /* realpath */
+#endif
+
 #include "sae_source.h"
 
 #include <math.h>
@@ -18,22 +22,31 @@
 #include <string.h>
 
 static const char *const known_keys[] = {
-    "activation",        "d_in",        "expansion_factor", "k",         "multi_topk",
-    "normalize_decoder", "num_latents", "skip_connection",  "transcode", NULL,
+    "activation",
+    "d_in",
+    "expansion_factor",
+    "k",
+    "multi_topk",
+    "normalize_decoder",
+    "num_latents",
+    "skip_connection",
+    "signed",
+    "transcode",
+    NULL,
 };
 
 /* The hookpoint in the folder's name, or, of layers.3/seed1, in that of the one
  * above. */
 static void hookpoint(const sae_source *s, char *out, size_t cap)
 {
-    char path[1024];
-    snprintf(path, sizeof path, "%s", s->unit->folder);
-    char *last = strrchr(path, '/');
+    char *full = realpath(s->unit->folder, NULL); /* so that "." has a name too */
+    char *last = full ? strrchr(full, '/') : NULL;
     if (last && strncmp(last + 1, "seed", 4) == 0) {
         *last = 0;
-        last = strrchr(path, '/');
+        last = strrchr(full, '/');
     }
-    snprintf(out, cap, "%.200s", last ? last + 1 : path);
+    snprintf(out, cap, "%.200s", last ? last + 1 : s->unit->folder);
+    free(full);
 }
 
 static int read_place(sae_source *s, int transcode)
@@ -114,8 +127,7 @@ static int read_sparsify(sae_source *s)
     sae_describe(s, "EleutherAI sparsify");
     if (!s->cfg)
         return sae_bad_file(s, "sparsify's cfg.json is not beside it");
-    if (sae_check_keys(s, s->cfg, known_keys) ||
-        sae_get_bool(s, "signed", &has_sign) ||
+    if (sae_check_keys(s, s->cfg, known_keys) || sae_get_bool(s, "signed", &has_sign) ||
         sae_get_bool(s, "transcode", &transcode) ||
         sae_get_bool(s, "skip_connection", &skip))
         return -1;
