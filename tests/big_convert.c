@@ -168,8 +168,8 @@ static void test_kills(char *const *argv, double whole, int kills)
         left += there && !WIFEXITED(status);
         /* in between: renamed, but not yet ended. Then it must be whole. */
         if (there) {
-            char file[512],
-                *info[] = {(char *)(uintptr_t)program, "info", file, "--verify", NULL};
+            char file[512];
+            char *info[] = {(char *)(uintptr_t)program, "info", file, NULL};
             double mb;
             snprintf(file, sizeof file, "%s", in_folder("out.qsae"));
             CHECK(timed(info, &mb) >= 0);

@@ -76,7 +76,7 @@ static inline void fuzz_file(const tensor_file *f)
         if (tensor_is_float(t) && t->rank == 2)
             fuzz_blocks(t);
     }
-    for (size_t i = 0; i < tensors_meta_count(f); i++) {
+    for (size_t i = 0; i < tensors_meta_count(f) && i < 100; i++) {
         const char *value, *key = tensors_meta_at(f, i, &value);
         need(strcmp(tensors_meta(f, key), value) == 0);
     }

@@ -294,6 +294,15 @@ static void test_large_pickles(void)
     text[at++] = '.';
     write_pickle(text, at);
     refused("more than 2^21 values");
+    /* the same with a number at the bottom: too many values before that */
+    at = (size_t)sprintf(text, "\x80\x02(](K\x01K\x02"
+                               "eq\x01");
+    for (int i = 2; i < 32; i++)
+        at += (size_t)sprintf(text + at, "](h%ch%ceq%c", i - 1, i - 1, i);
+    text[at++] = 't';
+    text[at++] = '.';
+    write_pickle(text, at);
+    refused("more than 65536 values beside the tensors");
     /* a name of 1025 bytes */
     at = (size_t)sprintf(text, "\x80\x02}X");
     text[at++] = 1, text[at++] = 4, text[at++] = 0, text[at++] = 0;

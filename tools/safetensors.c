@@ -249,10 +249,12 @@ int safetensors_read(tensor_file *f, char *err, size_t cap)
     for (int i = 7; i >= 0; i--)
         n = n << 8 | length[i];
     if (n > ST_MAX_HEADER)
-        return err_set(err, cap,
-                       "not a safetensors file: a header of %" PRIu64
-                       " bytes, the limit is %u",
-                       n, ST_MAX_HEADER);
+        return err_set(
+            err, cap,
+            "not a file of tensors that is known here (safetensors, PyTorch's .pt, "
+            ".npy, .npz, GGUF): as safetensors its header would have %" PRIu64
+            " bytes, the limit is %u",
+            n, ST_MAX_HEADER);
     if (n > f->size - 8)
         return err_set(err, cap,
                        "the file is cut off: a header of %" PRIu64

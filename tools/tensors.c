@@ -21,13 +21,14 @@
 #define SCRATCH   ((size_t)1 << 18) /* bytes decoded at once */
 #define TILE      16u /* columns transposed at once: one cache line of f32 */
 #define TILE_ROWS ((uint64_t)1 << 12)
+#define TILE_PAD  16u /* so that the columns do not share a set of the cache */
 
 struct tensor_cache {
     uint64_t at; /* window holds bytes at .. at + n - 1 of the file */
     size_t n;
     unsigned char window[WINDOW];
     unsigned char scratch[SCRATCH];
-    double tile[TILE * TILE_ROWS];
+    double tile[TILE * (TILE_ROWS + TILE_PAD)];
 };
 
 static const struct {
@@ -234,6 +235,8 @@ int tensors_add_meta(tensor_file *f, const char *key, size_t key_len, const char
     if (memchr(key, 0, key_len) || memchr(value, 0, value_len))
         return err_set(err, cap, "metadata %s: a NUL in the key or the value",
                        name_n(key, key_len).text);
+    if (f->n_meta == TENSOR_MAX)
+        return err_set(err, cap, "more than %u values beside the tensors", TENSOR_MAX);
     tensor_meta *list = grow(f->meta, f->n_meta, &f->meta_room, sizeof *list);
     if (!list)
         return err_set(err, cap, "out of memory");
@@ -731,13 +734,13 @@ static int line(const tensor *t, uint64_t at, uint64_t stride, uint64_t n, int w
     return 0;
 }
 
-/* Columns of `tile` [n_cols, n_rows] to rows of out, `width` apart. */
+/* Columns of `tile` [n_cols, n_rows + TILE_PAD] to rows of out, `width` apart. */
 static void transpose_f32(const float *tile, uint64_t n_rows, uint64_t n_cols,
                           float *out, uint64_t width)
 {
     for (uint64_t i = 0; i < n_rows; i++)
         for (uint64_t j = 0; j < n_cols; j++)
-            out[i * width + j] = tile[j * n_rows + i];
+            out[i * width + j] = tile[j * (n_rows + TILE_PAD) + i];
 }
 
 static void transpose_f64(const double *tile, uint64_t n_rows, uint64_t n_cols,
@@ -745,7 +748,7 @@ static void transpose_f64(const double *tile, uint64_t n_rows, uint64_t n_cols,
 {
     for (uint64_t i = 0; i < n_rows; i++)
         for (uint64_t j = 0; j < n_cols; j++)
-            out[i * width + j] = tile[j * n_rows + i];
+            out[i * width + j] = tile[j * (n_rows + TILE_PAD) + i];
 }
 
 /* A block whose columns are what lies together: 16 columns at a time, so that whole
@@ -762,7 +765,7 @@ static int block_by_columns(const tensor *t, uint64_t row, uint64_t n_rows,
             uint64_t at = (row + i) * t->stride[0] + (col + j) * t->stride[1];
             for (uint64_t k = 0; k < cols; k++)
                 if (line(t, at + k * t->stride[1], t->stride[0], rows, wide,
-                         item_at(tile, wide, k * rows), err, cap))
+                         item_at(tile, wide, k * (rows + TILE_PAD)), err, cap))
                     return -1;
             void *to = item_at(out, wide, i * n_cols + j);
             if (wide)

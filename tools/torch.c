@@ -426,7 +426,7 @@ static int check_order(walk *w)
         return 0;
     if (zip_load(w->f, m, 64, &text, w->err, w->cap))
         return -1;
-    int little = strcmp(text, "little") == 0;
+    int little = m->size == 6 && memcmp(text, "little", 6) == 0;
     if (!little)
         err_set(w->err, w->cap,
                 "its byte order is \"%s\"; only little-endian files are read",
