@@ -1612,7 +1612,7 @@ static void test_command(void)
     CHECK(run_command(path_of("none"), NULL, NULL, NULL) == CMD_FAILED &&
           says("No such file"));
     CHECK(run_command(path_of("src/config.json"), NULL, NULL, NULL) == CMD_FAILED &&
-          says("not a folder"));
+          says("not a file of tensors that is known here"));
     write_text("src/cfg.json", "{}");
     CHECK(run_command(src, NULL, NULL, NULL) == CMD_FAILED &&
           says("holds both config.json"));

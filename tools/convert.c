@@ -395,17 +395,12 @@ static int input_kind(const char *path, char *err, size_t cap)
 {
     struct stat st;
     safe_name shown = name_z(path);
-    char why[ERR_CAP];
     if (stat(path, &st))
         return err_set(err, cap, "%s: %s", shown.text, strerror(errno));
     if (!S_ISDIR(st.st_mode)) {
-        tensor_file *f = tensors_open(path, why, sizeof why);
+        tensor_file *f = tensors_open(path, err, cap);
         if (!f)
-            return err_set(
-                err, cap,
-                "%.200s (not a folder, and not a file of tensors that can be "
-                "read)",
-                why);
+            return -1;
         tensors_close(f);
         return 1;
     }

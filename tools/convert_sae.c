@@ -32,20 +32,20 @@ static int check_options(const sae_source *s)
 }
 
 /* The name that a member gets: --name, the folder's, or that of the file if the SAE is
- * a file of its own. */
+ * a file of its own with a name of its own. */
 static int name_member(sae_source *s)
 {
-    const char *file = sae_file_name(s);
+    static const char *const common[] = {"ae", "final", "params", "sae", "sae_weights"};
     char stem[512];
-    if (s->o->name || s->unit->config)
-        return convert_name(s->unit->folder, s->o, s->record.name,
-                            sizeof s->record.name, s->err, s->cap);
-    snprintf(stem, sizeof stem, "%s", file);
+    int own = !s->unit->config;
+    snprintf(stem, sizeof stem, "%s", sae_file_name(s));
     char *dot = strchr(stem, '.');
     if (dot && dot > stem)
         *dot = 0;
-    return convert_name(stem, s->o, s->record.name, sizeof s->record.name, s->err,
-                        s->cap);
+    for (size_t i = 0; i < sizeof common / sizeof common[0]; i++)
+        own &= strcmp(stem, common[i]) != 0;
+    return convert_name(own ? stem : s->unit->folder, s->o, s->record.name,
+                        sizeof s->record.name, s->err, s->cap);
 }
 
 static int read_one(sae_source *s)

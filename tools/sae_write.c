@@ -177,6 +177,29 @@ static void choose_type(sae_source *s)
                                                 : "as stored");
 }
 
+/* "encoder *= 2, decoder *= 0.5 (why)" */
+static void describe_factors(sae_source *s)
+{
+    const sae_fold *f = &s->fold;
+    const struct {
+        const char *what;
+        double by;
+    } list[] = {{"encoder", f->enc},
+                {"encoder bias", f->bias},
+                {"decoder", f->dec},
+                {"decoder bias", f->out},
+                {"threshold", has_theta(s) ? f->theta : 1}};
+    char text[300] = "";
+    for (size_t i = 0; i < sizeof list / sizeof list[0]; i++) {
+        size_t used = strlen(text);
+        if (list[i].by != 1)
+            snprintf(text + used, sizeof text - used, "%s%s *= %.17g", used ? ", " : "",
+                     list[i].what, list[i].by);
+    }
+    if (*text)
+        qfile_meta_add(&s->lines, "folded.norm_scale", "%s (%s)", text, f->scale_name);
+}
+
 int sae_prepare(sae_source *s)
 {
     size_t O = s->record.d_out;
@@ -194,12 +217,7 @@ int sae_prepare(sae_source *s)
     if (f->subtract)
         qfile_meta_add(&s->lines, "folded.b_dec", "b_enc -= W_enc . b_dec (%s)",
                        f->subtract_name);
-    if (f->enc != 1 || f->bias != 1 || f->dec != 1 || f->out != 1)
-        qfile_meta_add(
-            &s->lines, "folded.norm_scale",
-            "encoder *= %.17g, its bias *= %.17g, decoder *= %.17g, its bias "
-            "*= %.17g (%s)",
-            f->enc, f->bias, f->dec, f->out, f->scale_name);
+    describe_factors(s);
     choose_type(s);
     return 0;
 }
