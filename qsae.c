@@ -4172,13 +4172,15 @@ static qsae_status qs_check_sae_record(const qsae_sae_record *r, qsae_error *err
         (st = qs_in_range("d_in", r->d_in, 1, QS_MAX_WIDTH, err)) ||
         (st = qs_in_range("d_out", r->d_out, 1, QS_MAX_WIDTH, err)) ||
         (st = qs_in_range("d_sae", r->d_sae, 1, QS_MAX_D_SAE, err)) ||
-        (st = qs_in_range("activation", r->activation, QSAE_ACT_RELU, QSAE_ACT_GATED, err)) ||
+        (st = qs_in_range("activation", r->activation, QSAE_ACT_RELU, QSAE_ACT_GROUPMAX, err)) ||
         (st = qs_in_range("norm", r->norm, 0, QSAE_NORM_LAYER, err)) ||
         (st = qs_in_range("flags", r->flags, 0, QSAE_SAE_SKIP, err)) ||
         (st = qs_in_range("feature_unit", r->feature_unit, 0, QSAE_UNIT_NORMALIZED, err)))
         return st;
-    uint32_t topk = r->activation == QSAE_ACT_TOPK;
-    if ((st = qs_in_range("k", r->k, topk, topk ? r->d_sae : 0, err)) != QSAE_OK) return st;
+    uint32_t groups = r->activation == QSAE_ACT_GROUPMAX, has_k = r->activation == QSAE_ACT_TOPK || groups;
+    if ((st = qs_in_range("k", r->k, has_k, has_k ? r->d_sae : 0, err)) != QSAE_OK) return st;
+    if (groups && r->d_sae % r->k)
+        return qs_fail(err, QSAE_E_FORMAT, 64, "k is %u, it must divide d_sae, which is %u", r->k, r->d_sae);
     if (qs_site_before(r->layer_out, r->site_out, r->layer_in, r->site_in))
         return qs_fail(err, QSAE_E_FORMAT, 64, "the SAE writes %s of layer %u before it reads %s of layer %u",
                        QS_SITE_NAMES[r->site_out], r->layer_out, QS_SITE_NAMES[r->site_in], r->layer_in);
@@ -4451,7 +4453,13 @@ static qs_row_norm qs_normalize(const qsae_sae *s, const float *x, float *to)
     return m;
 }
 
-/* f_i from e_i . norm(x); for TOPK the value that is selected on. */
+/* Does a feature's value depend on other features? Then every feature must be computed. */
+static int qs_selects(const qsae_sae *s)
+{
+    return s->info.activation == QSAE_ACT_TOPK || s->info.activation == QSAE_ACT_GROUPMAX;
+}
+
+/* f_i from e_i . norm(x); for TOPK and GROUPMAX the value that is selected on. */
 static float qs_feature_value(const qsae_sae *s, size_t i, float dot)
 {
     float z = dot + s->b_enc[i];
@@ -4513,6 +4521,21 @@ static void qs_keep_top_k(const qsae_sae *s, float *z, qs_pair *heap)
     memset(z, 0, s->d_sae * sizeof *z);
     for (size_t i = 0; i < k; i++)
         if (heap[i].value > 0.0f) z[heap[i].index] = heap[i].value;
+}
+
+/* Keeps the largest of each of k groups of z [d_sae], the first of equals, and zeroes the rest and what is
+ * not positive. */
+static void qs_keep_group_max(const qsae_sae *s, float *z)
+{
+    size_t size = s->d_sae / (size_t)s->info.k;
+    for (size_t g = 0; g < s->d_sae; g += size) {
+        size_t best = g;
+        for (size_t i = g + 1; i < g + size; i++)
+            if (z[i] > z[best]) best = i;
+        float largest = z[best];
+        memset(z + g, 0, size * sizeof *z);
+        if (largest > 0.0f) z[best] = largest;
+    }
 }
 
 /* The scratch of encode and decode. */
@@ -4577,6 +4600,7 @@ static qsae_status qs_encode_rows(const qsae_sae *s, const float *x, size_t ld, 
         if (!qs_all_finite(w->z + t * s->d_sae, s->d_sae))
             return qs_fail(err, QSAE_E_NUM, 0, "SAE input row %zu overflows the encoder", first + t);
         if (s->info.activation == QSAE_ACT_TOPK) qs_keep_top_k(s, w->z + t * s->d_sae, w->heap);
+        if (s->info.activation == QSAE_ACT_GROUPMAX) qs_keep_group_max(s, w->z + t * s->d_sae);
     }
     return QSAE_OK;
 }
@@ -5339,7 +5363,7 @@ static qsae_status qs_read_features(qs_edits *e, const qsae_sae *s, const float 
     qs_sae_scratch w;
     qs_row_norm m[QS_SAE_ROWS];
     float dot[QS_SAE_ROWS];
-    int all = s->info.activation == QSAE_ACT_TOPK; /* who is kept depends on every feature */
+    int all = qs_selects(s);
     qsae_status st = qs_take_scratch(s, QS_SAE_ROWS, e->scratch, e->scratch_size, &w, err);
     if (st) return st;
     if (all && (st = qs_encode_rows(s, h, ld, nt, first, &w, m, n_threads, err)) != QSAE_OK) return st;

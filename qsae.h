@@ -272,10 +272,13 @@ QSAE_API qsae_status qsae_chat_tokens(const qsae_model *model, const qsae_messag
  *   RELU      f_i = max(z_i, 0)
  *   JUMPRELU  f_i = z_i if z_i > theta_i and z_i > 0, else 0   (strict; a BatchTopK SAE is one theta for all)
  *   TOPK      the k largest z_i, ties to the lower index; then max(z_i, 0)
+ *   GROUPMAX  of each of k groups of d_sae/k consecutive features the largest z_i, ties to the lower index;
+ *             then max(z_i, 0)
  *   GATED     f_i = max(s_i (e_i . norm(x)) + m_i, 0) if z_i > 0, else 0
  * Everything a source format expresses otherwise (pre-bias, input scales, decoder norms) was folded by
  * the converter. Sources: arXiv 2407.14435 (JumpReLU), 2406.04093 (TopK), 2404.16014 (gated),
- * 2412.06410 (BatchTopK), 2406.11944 (transcoders); SAELens saes/<name>_sae.py for the exact forms. */
+ * 2412.06410 (BatchTopK), 2406.11944 (transcoders); SAELens saes/<name>_sae.py for the exact forms, EleutherAI sparsify
+ * fused_encoder.py for GROUPMAX. */
 
 typedef enum qsae_site {
     /*                     TransformerLens name        Hugging Face module (Qwen3DecoderLayer)          */
@@ -303,7 +306,8 @@ typedef enum qsae_activation {
     QSAE_ACT_RELU = 1,
     QSAE_ACT_JUMPRELU,
     QSAE_ACT_TOPK,
-    QSAE_ACT_GATED
+    QSAE_ACT_GATED,
+    QSAE_ACT_GROUPMAX
 } qsae_activation;
 
 typedef enum qsae_norm {

@@ -134,6 +134,22 @@ static void ref_top_k(const bench *b, ref_row *r)
     }
 }
 
+static void ref_group_max(const bench *b, ref_row *r)
+{
+    uint32_t size = b->shape.d_sae / b->shape.k;
+    for (uint32_t i = 0; i < b->shape.d_sae; i++) {
+        double best = -INFINITY; /* of the others of its group */
+        int first = 1;
+        for (uint32_t j = i / size * size; j < i / size * size + size; j++) {
+            if (j == i) continue;
+            best = fmax(best, r->z[j]);
+            if (r->z[j] > r->z[i] || (!(r->z[j] < r->z[i]) && j < i)) first = 0;
+        }
+        r->f[i] = first && r->z[i] > 0 ? r->z[i] : 0;
+        r->margin[i] = fmin(fabs(r->z[i]), fabs(r->z[i] - best));
+    }
+}
+
 static void ref_encode(bench *b, const float *x, ref_row *r)
 {
     ref_normalize(b, x, r);
@@ -155,6 +171,7 @@ static void ref_encode(bench *b, const float *x, ref_row *r)
         }
     }
     if (b->shape.activation == QSAE_ACT_TOPK) ref_top_k(b, r);
+    if (b->shape.activation == QSAE_ACT_GROUPMAX) ref_group_max(b, r);
 }
 
 /* From the features the library found, so that encode's rounding is not counted twice. */
@@ -248,6 +265,7 @@ static void check_same(bench *b, bench *other, int threads)
 #define JUMP QSAE_ACT_JUMPRELU
 #define TOPK QSAE_ACT_TOPK
 #define GATED QSAE_ACT_GATED
+#define GROUPMAX QSAE_ACT_GROUPMAX
 
 static const tiny_sae SHAPES[] = {
     /* sites, d_in, d_out, d_sae, k, activation, norm, flags, bf16, copies */
@@ -269,6 +287,10 @@ static const tiny_sae SHAPES[] = {
     {TRANS, 65, 18, 90, 12, TOPK, QSAE_NORM_NONE, QSAE_SAE_SKIP, 1, 0},
     {TRANS, 33, 33, 90, 0, RELU, QSAE_NORM_CONSTANT, 0, 1, 0},
     {TRANS, 20, 31, 90, 0, GATED, QSAE_NORM_LAYER, QSAE_SAE_SKIP, 0, 0},
+    {POST, 17, 17, 130, 13, GROUPMAX, QSAE_NORM_NONE, 0, 0, 0},
+    {POST, 24, 24, 63, 1, GROUPMAX, QSAE_NORM_LAYER, 0, 1, 0},
+    {POST, 24, 24, 63, 63, GROUPMAX, QSAE_NORM_NONE, 0, 0, 0}, /* groups of one */
+    {TRANS, 20, 31, 90, 9, GROUPMAX, QSAE_NORM_NONE, QSAE_SAE_SKIP, 0, 0},
 };
 
 static void check_shape(const tiny_sae *s, uint64_t seed)
@@ -315,6 +337,29 @@ static void check_ties(qsae_isa isa)
     for (size_t i = 0; i < 3 && i < start[1]; i++) CHECK(index[i] == equal[i] && value[i] == value[0]);
     for (int j = 0; j < 24; j++) x[j] = -x[j]; /* all are negative: the largest are cut to zero, none is left */
     CHECK(qsae_sae_encode(sae, x, 1, 0, &rows, scratch, sizeof scratch, 1, NULL) == QSAE_OK && start[1] == 0);
+    qsae_sae_close(sae);
+    free(image);
+}
+
+/* Of equal values the first of each group is kept; of a group without a positive one, none. */
+static void check_group_ties(qsae_isa isa)
+{
+    const tiny_sae s = {POST, 8, 8, 12, 3, GROUPMAX, QSAE_NORM_NONE, 0, 0, 0};
+    size_t size, start[2];
+    uint8_t *image = tiny_sae_file(&s, 8, &size);
+    static const float bias[12] = {1, 2, 2, 2, -1, -2, -3, -1, 5, 4, 3, 5};
+    for (uint32_t i = 0; i < 12; i++) {
+        for (uint32_t j = 0; j < 8; j++) tiny_poke(image, 1, QSAE_ROLE_ENC, i, j, 0.0f);
+        tiny_poke(image, 1, QSAE_ROLE_B_ENC, 0, i, bias[i]);
+    }
+    tiny_rehash(image);
+    qsae_sae *sae = tiny_open_sae(image, size, isa);
+    float x[8] = {1, 2, 3, 4, 5, 6, 7, 8}, value[12];
+    char scratch[8192];
+    uint32_t index[12];
+    qsae_rows rows = {0, start, index, value, 12};
+    CHECK(qsae_sae_encode(sae, x, 1, 0, &rows, scratch, sizeof scratch, 1, NULL) == QSAE_OK);
+    CHECK(start[1] == 2 && index[0] == 1 && index[1] == 8 && value[0] == 2 && value[1] == 5);
     qsae_sae_close(sae);
     free(image);
 }
@@ -668,6 +713,7 @@ int main(void)
     for (int isa = QSAE_ISA_SCALAR; isa < QSAE_ISA_COUNT; isa++)
         if (qsae_isa_available((qsae_isa)isa)) {
             check_ties((qsae_isa)isa);
+            check_group_ties((qsae_isa)isa);
             check_thresholds((qsae_isa)isa);
         }
     check_capacity();
