@@ -368,6 +368,15 @@ static void check_npz(const char *sae, const truth *t)
         free(d_row);
     }
     tensors_close(f);
+    if (t->info.is_transcoder)
+        return;
+    /* bf16 became float32, and relu jumprelu: no number changed */
+    int bf16 = strcmp(t->info.weight_type, "bf16") == 0;
+    WORKS(cmd_convert, at("npz/params.npz"), "-o", at("back.qsae"), "--force",
+          "--family", "gemma-scope", "--site", qsae_site_name(t->info.site_in),
+          "--layer", "1", "--type", bf16 ? "bf16" : "f32");
+    same_sae(sae, at("back.qsae"),
+             t->info.activation == QSAE_ACT_RELU ? QSAE_ACT_JUMPRELU : 0);
 }
 
 static void check_extract(const char *sae, const truth *t)
