@@ -18,7 +18,7 @@
 
 #define WINDOW    ((size_t)1 << 12) /* small reads are served from it */
 #define SMALL     ((size_t)1 << 9)
-#define SCRATCH   ((size_t)1 << 18) /* bytes decoded at once */
+#define SCRATCH   ((size_t)1 << 16) /* bytes decoded at once */
 #define TILE      16u /* columns transposed at once: one cache line of f32 */
 #define TILE_ROWS ((uint64_t)1 << 12)
 #define TILE_PAD  16u /* so that the columns do not share a set of the cache */
@@ -28,7 +28,6 @@ struct tensor_cache {
     size_t n;
     unsigned char window[WINDOW];
     unsigned char scratch[SCRATCH];
-    double tile[TILE * (TILE_ROWS + TILE_PAD)];
 };
 
 static const struct {
@@ -751,30 +750,40 @@ static void transpose_f64(const double *tile, uint64_t n_rows, uint64_t n_cols,
             out[i * width + j] = tile[j * (n_rows + TILE_PAD) + i];
 }
 
-/* A block whose columns are what lies together: 16 columns at a time, so that whole
- * cache lines are written. */
+/* Rows row .., `rows` of them, of a block whose columns are what lies together: 16 columns
+ * at a time, so that whole cache lines are written. */
+static int slab_by_columns(const tensor *t, uint64_t row, uint64_t rows, uint64_t col,
+                           uint64_t n_cols, int wide, void *tile, void *out, char *err,
+                           size_t cap)
+{
+    for (uint64_t j = 0; j < n_cols; j += TILE) {
+        uint64_t cols = n_cols - j < TILE ? n_cols - j : TILE;
+        uint64_t at = row * t->stride[0] + (col + j) * t->stride[1];
+        for (uint64_t k = 0; k < cols; k++)
+            if (line(t, at + k * t->stride[1], t->stride[0], rows, wide,
+                     item_at(tile, wide, k * (rows + TILE_PAD)), err, cap))
+                return -1;
+        if (wide)
+            transpose_f64(tile, rows, cols, item_at(out, wide, j), n_cols);
+        else
+            transpose_f32(tile, rows, cols, item_at(out, wide, j), n_cols);
+    }
+    return 0;
+}
+
 static int block_by_columns(const tensor *t, uint64_t row, uint64_t n_rows,
                             uint64_t col, uint64_t n_cols, int wide, void *out,
                             char *err, size_t cap)
 {
-    void *tile = t->file->cache->tile;
-    for (uint64_t i = 0; i < n_rows; i += TILE_ROWS) {
-        uint64_t rows = n_rows - i < TILE_ROWS ? n_rows - i : TILE_ROWS;
-        for (uint64_t j = 0; j < n_cols; j += TILE) {
-            uint64_t cols = n_cols - j < TILE ? n_cols - j : TILE;
-            uint64_t at = (row + i) * t->stride[0] + (col + j) * t->stride[1];
-            for (uint64_t k = 0; k < cols; k++)
-                if (line(t, at + k * t->stride[1], t->stride[0], rows, wide,
-                         item_at(tile, wide, k * (rows + TILE_PAD)), err, cap))
-                    return -1;
-            void *to = item_at(out, wide, i * n_cols + j);
-            if (wide)
-                transpose_f64(tile, rows, cols, to, n_cols);
-            else
-                transpose_f32(tile, rows, cols, to, n_cols);
-        }
-    }
-    return 0;
+    uint64_t step = n_rows < TILE_ROWS ? n_rows : TILE_ROWS;
+    void *tile = malloc((size_t)((step + TILE_PAD) * TILE) * item_of(wide));
+    int status = tile ? 0 : err_set(err, cap, "out of memory");
+    for (uint64_t i = 0; i < n_rows && !status; i += step)
+        status = slab_by_columns(t, row + i, n_rows - i < step ? n_rows - i : step, col,
+                                 n_cols, wide, tile, item_at(out, wide, i * n_cols),
+                                 err, cap);
+    free(tile);
+    return status;
 }
 
 static int block_raw(const tensor *t, uint64_t row, uint64_t n_rows, uint64_t col,
