@@ -713,7 +713,7 @@ int main(void)
     for (int isa = QSAE_ISA_SCALAR; isa < QSAE_ISA_COUNT; isa++)
         if (qsae_isa_available((qsae_isa)isa)) {
             check_ties((qsae_isa)isa);
-        check_group_ties((qsae_isa)isa);
+            check_group_ties((qsae_isa)isa);
             check_thresholds((qsae_isa)isa);
         }
     check_capacity();
