@@ -35,12 +35,13 @@ static const char usage[] =
     "    eval_many         2, 4 and 8 contexts, a token each at a time. `n`: contexts\n"
     "    capture_all       128 tokens, resid_post of every layer captured. `n`: 128\n"
     "    sae_encode_dense  2048 x 16384, 32768, 65536; 1, 8, 128 rows. `n`: rows\n"
-    "  --seconds S       for each figure, about; default 2. A call that takes longer is\n"
-    "                    made once\n"
+    "  --seconds S       for each figure, about; default 2. Slow calls are made three\n"
+    "                    times, or fewer if that is five times too long\n"
     "  --threads N       1..1024; default all processors\n"
     "  --batch N         tokens computed together in a prefill; default 128\n"
     "  --context N       tokens before those that decode is timed on; default 1\n"
-    "  --isa NAME        the library's kernels: auto, scalar, avx2, avx512, neon\n"
+    "  --isa NAME        the library's kernels: auto, scalar, avx2, avx512, avx512vnni,\n"
+    "                    neon, neondot\n"
     "  --json            one object; all samples, in units of their value\n"
     "  --help            this text\n"
     "\n"
@@ -328,7 +329,7 @@ static void print_table(const bench_report *r)
     print_peak("read", r->probe[PROBE_READ], "GB/s");
     print_peak("f32 FMA", r->probe[PROBE_FMA], "GFLOP/s");
     print_peak("int16 madd", r->probe[PROBE_MADD], "GOP/s");
-    print_peak("int8 VNNI", r->probe[PROBE_VNNI], "GOP/s");
+    print_peak("int8 dot", r->probe[PROBE_VNNI], "GOP/s");
     print_peak("int8 AMX", r->probe[PROBE_AMX], "GOP/s");
     printf("\n");
     if (r->n == 0)

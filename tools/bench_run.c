@@ -154,7 +154,7 @@ static void add_sample(bench_result *r, double rate, double limit_rate)
 }
 
 /* The first call warms up, unless it alone takes most of the time there is. Then about
- * eight samples. */
+ * eight samples; where calls take long three, or fewer if that is five times too long. */
 static int measure(bench *b, bench_result *r, const job *j)
 {
     double seconds, spent = 0, limit = limit_now(b, &j->work), before;
@@ -174,7 +174,8 @@ static int measure(bench *b, bench_result *r, const job *j)
         add_sample(r, (double)done * j->units / seconds,
                    mean > 0 ? j->units / mean : 0);
         spent += seconds;
-        if (spent >= b->setup->seconds || r->n_samples == BENCH_SAMPLES)
+        if ((spent >= b->setup->seconds && r->n_samples >= 3) ||
+            spent >= 5 * b->setup->seconds || r->n_samples == BENCH_SAMPLES)
             break;
     }
     return code;
@@ -242,7 +243,11 @@ static int prepare_model(bench *b)
         code = read_cost(b);
     } else {
         uint64_t kv = (uint64_t)s->shape->n_layers * 8 * 128 * 2 * sizeof(float);
-        uint64_t most = s->only & 1u << BENCH_PREFILL ? 2048 : FIRST_TOKENS;
+        uint64_t most = MOST_CONTEXTS * (1 + DECODE_TOKENS); /* positions at one time */
+        if (s->only & 1u << BENCH_PREFILL)
+            most = 2048;
+        if (most < (uint64_t)s->context + DECODE_TOKENS)
+            most = (uint64_t)s->context + DECODE_TOKENS;
         snprintf(b->shape, sizeof b->shape, "%s", s->shape->name);
         if (image_model(s->shape, s->type, s->threads, kv * most + PROBE_BYTES,
                         &b->image, err, sizeof err))
