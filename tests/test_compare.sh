@@ -70,6 +70,20 @@ check "number of tokens" grep -q '^70 tokens, in parts of 40$' "$work/table"
 check "KL" grep -q '^KL(A||B)     mean 0.000e+00  largest 0.000e+00$' "$work/table"
 check "top-1" grep -q 'after 100.00 % of the tokens$' "$work/table"
 check "a line for every layer" test "$(grep -Ec '^ +[0-3]( +[0-9.e+-]+){14} *$' "$work/table")" -eq 4
+# Zeros in the last tensor, which is `down` of the last layer: everything before is equal.
+cp "$model" "$work/changed.qsae"
+size=$(wc -c < "$model")
+dd if=/dev/zero of="$work/changed.qsae" bs=64 count=64 seek=$((size / 64 - 64)) conv=notrunc 2> "$work/err"
+works "$work/other" "$model" "$work/changed.qsae" --text "$text" --sae "$sae" --threads 1 --json --no-verify
+tr -d '\n' < "$work/other" > "$work/line"
+check "changed weights: JSON" grep -Eqx -e "$whole" "$work/line"
+check "KL is above 0" grep -Eq '"kl_mean":[0-9.e-]*[1-9][0-9.e-]*,"kl_max":[0-9.e-]*[1-9]' "$work/line"
+check "equal sites" test "$(grep -c '"rms":0,"max":0}' "$work/other")" -eq 26
+for site in mlp_out resid_post; do
+    check "$site differs" grep -Eq "\"layer\":3,\"site\":\"$site\",\"rms\":[0-9.e-]*[1-9]" "$work/other"
+done
+check "features of layer 2 are equal" grep -q '"same_set":1,"jaccard":1,"value_error":0}' "$work/line"
+fails 1 'checksum' "$model" "$work/changed.qsae" --text "$text" --threads 1
 works "$work/random" "$model" "$model" --random 20 --threads 1
 check "random tokens" grep -q '^20 tokens' "$work/random"
 works "$work/one" "$model" "$model" --text "$text" --tokens 1 --threads 1 --json

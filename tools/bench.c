@@ -49,7 +49,8 @@ static const char usage[] =
     "probed, or its multiplications at the peak probed, whichever is longer, by the\n"
     "probes just before and after it: f32 FMA for f32 and bf16 weights, SAEs and\n"
     "attention; for q8 and q4 half of the int8 peak (AMX, VNNI, dotprod: activations have\n"
-    "two planes of 8 bits), or int16 vpmaddwd where there is none. The best sample\n"
+    "two planes of 8 bits), or int16 vpmaddwd where there is none. Weights that fit in\n"
+    "the caches can be read faster than the probe reads memory. The best sample\n"
     "counts. Machines drift: compare only what ran at one time.\n";
 /* clang-format on */
 
