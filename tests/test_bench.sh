@@ -50,7 +50,7 @@ probe="\{\"read_gbs\":$number,\"fma_gflops\":$number,\"madd_gops\":$maybe,\"vnni
 result() { # NAME UNIT
     printf '%s' "\{\"name\":\"$1\",\"type\":\"[a-z0-9]+\",\"shape\":$text,\"n\":[0-9]+(,\"context\":[0-9]+)?"
     printf '%s' ",\"value\":$signed,\"unit\":\"$2\",\"limit\":$maybe,\"share\":$maybe"
-    printf '%s' ",\"samples\":\[$signed(,$signed)*\]\}"
+    printf '%s' ",\"samples\":\[$signed(,$signed)*\],\"limits\":\[($number(,$number)*)?\]\}"
 }
 
 works bench --help

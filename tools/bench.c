@@ -42,7 +42,7 @@ static const char usage[] =
     "  --context N       tokens before those that decode is timed on; default 1\n"
     "  --isa NAME        the library's kernels: auto, scalar, avx2, avx512, avx512vnni,\n"
     "                    neon, neondot\n"
-    "  --json            one object; all samples, in units of their value\n"
+    "  --json            one object; all samples and the limit of each\n"
     "  --help            this text\n"
     "\n"
     "The limit of a figure is the time that its bytes of weights take at the bandwidth\n"
@@ -276,6 +276,9 @@ static void print_json(const bench_report *r)
         printf(",\"samples\":[");
         for (size_t k = 0; k < b->n_samples; k++)
             printf("%s%.6g", k ? "," : "", b->samples[k]);
+        printf("],\"limits\":[");
+        for (size_t k = 0; k < b->n_samples && b->limits[k] > 0; k++)
+            printf("%s%.6g", k ? "," : "", b->limits[k]);
         printf("]}");
     }
     printf("%s]}\n", r->n ? "\n" : "");

@@ -144,8 +144,8 @@ static int timed(const job *j, size_t calls, double *seconds)
 /* Adds the sample, whose call takes `limit` seconds at the machine's limit. */
 static void add_sample(bench_result *r, double rate, double limit_rate)
 {
-    if (r->n_samples < BENCH_SAMPLES)
-        r->samples[r->n_samples++] = rate;
+    r->limits[r->n_samples] = limit_rate;
+    r->samples[r->n_samples++] = rate;
     if (rate <= r->value)
         return;
     r->value = rate;

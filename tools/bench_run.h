@@ -44,6 +44,7 @@ typedef struct bench_result {
     double limit;     /* in the same unit, by the probes around that sample; 0: none */
     double share;     /* value / limit */
     double samples[BENCH_SAMPLES];
+    double limits[BENCH_SAMPLES]; /* of each sample, where there is a limit */
     size_t n_samples;
 } bench_result;
 
