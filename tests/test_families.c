@@ -135,7 +135,7 @@ static void check_sae(const char *name, const expected *e)
         uint32_t *index = malloc(e->features * sizeof *index);
         float *value = malloc(e->features * sizeof *value);
         float *f = malloc(e->features * sizeof *f), *y = malloc(e->out * sizeof *y);
-        qsae_rows rows = {0, start, index, value, e->features};
+        qsae_rows rows = {0, start, index, value, e->features, 0};
         for (size_t r = 0; r < e->n; r++) {
             const float *x = e->x + r * e->d;
             CHECK(!qsae_sae_encode(s, x, 1, 0, &rows, scratch, size, 1, &error));

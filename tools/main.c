@@ -31,6 +31,8 @@ static const struct {
     {"tokenize", cmd_tokenize, "the token ids of a text"},
     {"detokenize", cmd_detokenize, "the text of token ids"},
     {"chat-template", cmd_chat_template, "a conversation as the text that a model sees"},
+    {"bench", cmd_bench, "how fast this machine is, and how much of that is used"},
+    {"compare", cmd_compare, "how far two files of one model differ on a text"},
 };
 
 enum { N_COMMANDS = (int)(sizeof commands / sizeof commands[0]) };
