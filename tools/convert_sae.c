@@ -141,8 +141,8 @@ static int write_file(sae_source *list, int n, const convert_options *o, char *e
 
 static void report(const sae_source *s, const char *out)
 {
-    static const char *const activations[] = {"",     "relu",  "jumprelu",
-                                              "topk", "gated", "groupmax"};
+    static const char *const activations[] = {"",      "relu",     "jumprelu",   "topk",
+                                              "gated", "groupmax", "topk-scaled"};
     const qsae_sae_record *r = &s->record;
     printf("%s: SAE \"%s\", %s of layer %u", out, name_z(r->name).text,
            qsae_site_name((qsae_site)r->site_in), r->layer_in);

@@ -395,9 +395,6 @@ def llamascopium(folder, d, F, kind):
     options, unit = [], 1.0
     s_in = math.sqrt(d) / norms[hooks[0]] if norm == "dataset-wise" else 1.0
     unit = 1 / s_in
-    if "topk" in act and more != "nonorm":
-        s_out = math.sqrt(d) / norms[hooks[1]] if norm == "dataset-wise" else 1.0
-        unit = sae.W_D.detach().float().norm(dim=1).numpy() * (1 / s_out)
     if act == "batchtopk":
         options = ["--k", k]
 
@@ -556,7 +553,7 @@ class Foreign:
 
 
 def fixtures(out):
-    """One small file of every family and class, with inputs and what the producer makes of them; and in bad/ files that are
+    """One small file of every family and class (llamascopium's hold a few numbers that it did not initialise), with inputs and what the producer makes of them; and in bad/ files that are
     refused, of kinds that tests/test_families.c cannot write itself."""
     for name, f, kind in CASES:
         if any(name.endswith(a) for a in ALIKE):
