@@ -64,7 +64,7 @@ static void test_sae(uint32_t type)
     qsae_error e;
     image_file im = {NULL, 0};
     qsae_rows out = {0, tiny_alloc((ROWS + 1) * sizeof(size_t)), tiny_alloc(CAP * 4),
-                     tiny_alloc(CAP * 4), CAP};
+                     tiny_alloc(CAP * 4), CAP, 0};
     float *x = tiny_alloc(ROWS * D * sizeof *x);
     uint64_t seed = 5;
     for (int i = 0; i < ROWS * D; i++)

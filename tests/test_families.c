@@ -749,6 +749,22 @@ static int members(void)
     return info.n_members;
 }
 
+static int has_member(const char *name)
+{
+    qsae_sae_options o;
+    qsae_error e;
+    qsae_sae *s;
+    memset(&o, 0, sizeof o);
+    o.select = QSAE_SELECT_SITE;
+    o.site = QSAE_RESID_POST;
+    o.layer = 9;
+    o.name = name;
+    if (qsae_sae_open(path_of("out.qsae"), &o, &s, &e))
+        return 0;
+    qsae_sae_close(s);
+    return 1;
+}
+
 static void make_folder(const char *name)
 {
     mkdir(path_of(name), 0777);
@@ -790,6 +806,28 @@ static void test_suites(void)
     write_text(path_of("in/c/config.json"), DL_CFG("AutoEncoderTopK"));
     write_tensors(path_of("in/c/ae.pt"), DL_TOPK "k=3 threshold=1");
     refused(in, "", "a file holds SAEs of one family; these are mixed");
+    /* two SAEs of one site, in folders that are called alike in every layer */
+    remove_all(in);
+    make_folder("in");
+    for (int i = 0; i < 4; i++) {
+        char name[64], to[256];
+        snprintf(name, sizeof name, "in/%d", 8 + i / 2);
+        make_folder(name);
+        snprintf(name, sizeof name, "in/%d/trainer_%d", 8 + i / 2, i % 2);
+        make_folder(name);
+        snprintf(to, sizeof to,
+                 "{\"trainer\":{\"dict_class\":\"AutoEncoderTopK\",\"layer\":%d,"
+                 "\"submodule_name\":\"resid_post_layer_%d\"}}",
+                 8 + i / 2, 8 + i / 2);
+        snprintf(name, sizeof name, "in/%d/trainer_%d/config.json", 8 + i / 2, i % 2);
+        write_text(path_of(name), to);
+        snprintf(name, sizeof name, "in/%d/trainer_%d/ae.pt", 8 + i / 2, i % 2);
+        write_tensors(path_of(name), DL_TOPK "k=3 threshold=1");
+    }
+    CHECK(run_convert(in, "") == CMD_OK && members() == 4);
+    CHECK(has_member("resid_post.9.trainer_1"));
+    make_folder("in/c");
+    write_text(path_of("in/c/config.json"), DL_CFG("AutoEncoderTopK"));
     /* configurations of two SAEs in one folder */
     write_text(path_of("in/c/cfg.json"), SPARSE_CFG("\"k\":3"));
     refused(in, "", "holds both cfg.json and config.json");

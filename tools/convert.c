@@ -389,6 +389,8 @@ static int has_saes(const char *dir)
     sae_unit *list = NULL;
     int n = 0;
     char why[ERR_CAP];
+    if (convert_exists(dir, "model.safetensors")) /* a model without its config.json */
+        return 0;
     int found = sae_find(dir, &list, &n, why, sizeof why) == 0 || n > 0;
     sae_units_free(list, n);
     return found;

@@ -82,19 +82,39 @@ static int same_names(const sae_source *list, int n, int *a, int *b)
     return 0;
 }
 
+/* "resid_post.3", or with the name it has, "resid_post.3.trainer_0" */
+static void name_by_site(sae_source *s, const char *own)
+{
+    qsae_sae_record *r = &s->record;
+    size_t n = own ? strlen(own) : 0;
+    if (n > 75) /* cut at a character's boundary */
+        for (n = 75; n > 0 && ((unsigned char)own[n] & 0xC0) == 0x80;)
+            n--;
+    memset(r->name, 0, sizeof r->name);
+    snprintf(r->name, sizeof r->name, "%s.%u%s%.*s",
+             qsae_site_name((qsae_site)r->site_in), r->layer_in, n ? "." : "", (int)n,
+             own ? own : "");
+}
+
 /* Names are unique in a file. Where folders are called alike, as layer_3/sae and
- * layer_4/sae, members are called after their site: resid_post.3 */
+ * layer_4/sae, members are called after their site; where a layer has several, as
+ * layer_3/trainer_0 and layer_3/trainer_1, after both. */
 static int name_members(sae_source *list, int n, char *err, size_t cap)
 {
     int a, b;
     if (!same_names(list, n, &a, &b))
         return 0;
+    char (*own)[sizeof list->record.name] = malloc((size_t)n * sizeof *own);
+    if (!own)
+        return err_set(err, cap, "out of memory");
     for (int i = 0; i < n; i++) {
-        qsae_sae_record *r = &list[i].record;
-        memset(r->name, 0, sizeof r->name);
-        snprintf(r->name, sizeof r->name, "%s.%u",
-                 qsae_site_name((qsae_site)r->site_in), r->layer_in);
+        memcpy(own[i], list[i].record.name, sizeof own[i]);
+        name_by_site(&list[i], NULL);
     }
+    if (same_names(list, n, &a, &b))
+        for (int i = 0; i < n; i++)
+            name_by_site(&list[i], own[i]);
+    free(own);
     if (!same_names(list, n, &a, &b))
         return 0;
     return err_set(
@@ -143,8 +163,8 @@ static int write_file(sae_source *list, int n, const convert_options *o, char *e
 
 static void report(const sae_source *s, const char *out)
 {
-    static const char *const activations[] = {"",     "relu",  "jumprelu",
-                                              "topk", "gated", "groupmax"};
+    static const char *const activations[] = {"",      "relu",     "jumprelu",   "topk",
+                                              "gated", "groupmax", "topk-scaled"};
     const qsae_sae_record *r = &s->record;
     printf("%s: SAE \"%s\", %s of layer %u", out, name_z(r->name).text,
            qsae_site_name((qsae_site)r->site_in), r->layer_in);

@@ -45,8 +45,8 @@ static const args_option options[] = {
     {NULL, 0, 0, 0},
 };
 
-static const char *const activations[] = {"?",    "relu",  "jumprelu",
-                                          "topk", "gated", "groupmax"};
+static const char *const activations[] = {"?",     "relu",     "jumprelu",   "topk",
+                                          "gated", "groupmax", "topk-scaled"};
 static const char *const norms[] = {"none", "constant", "layer"};
 static const char *const chat_formats[] = {"qwen3", "qwen3-later", "other"};
 static const char *const types[] = {"?", "f32", "bf16", "bytes"};

@@ -14,8 +14,8 @@
  *     log_jumprelu_threshold         theta = exp of it
  *     sparsity_include_decoder_norm  z_i n_i is compared, z_i comes out:
  *                                    jumprelu: theta_i /= n_i; relu: nothing
- *                                    topk: E_i *= n_i, b_i *= n_i, D_i /= n_i, so that
- *                                    features are n_i times those of llamascopium
+ *                                    topk: E_i *= n_i, b_i *= n_i, and what is selected
+ *                                    is divided by n_i (the library's topk-scaled)
  *
  * Files of lm_saes between Llama-Scope and llamascopium (2025, as
  * Llama-Scope-R1-Distill) mean the same under other names: encoder.weight [F, d],
@@ -171,7 +171,7 @@ static int read_activation(sae_source *s)
                         0, r->d_sae, &s->theta);
     }
     r->activation = QSAE_ACT_TOPK;
-    s->fold.norms = norms ? NORMS_TO_ENC : NORMS_UNUSED;
+    s->fold.norms = norms ? NORMS_TO_SELECT : NORMS_UNUSED;
     s->fold.slack = 1e-6;
     if (sae_is_text(v, "batchtopk")) {
         if (!s->o->k)

@@ -28,8 +28,10 @@
 
 typedef enum sae_norms {
     NORMS_UNUSED,
-    NORMS_TO_ENC,  /* n_i as above: the decoder rows become unit vectors */
-    NORMS_TO_THETA /* theta_i /= |D_i|, the stored row; nothing else changes */
+    NORMS_TO_ENC,    /* n_i as above: the decoder rows become unit vectors */
+    NORMS_TO_SELECT, /* as TO_ENC for E and b, so that TopK selects by z_i n_i; then the
+                        features are scaled back, and D stays */
+    NORMS_TO_THETA   /* theta_i /= |D_i|, the stored row; nothing else changes */
 } sae_norms;
 
 typedef struct sae_fold {

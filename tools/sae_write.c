@@ -65,16 +65,22 @@ static int use_norms(sae_source *s)
         return 0;
     if (decoder_norms(s))
         return -1;
-    for (uint64_t i = 0; i < s->record.d_sae && f->norms == NORMS_TO_ENC; i++) {
+    int to_enc = f->norms == NORMS_TO_ENC || f->norms == NORMS_TO_SELECT;
+    for (uint64_t i = 0; i < s->record.d_sae && to_enc; i++) {
         s->n[i] *= fabs(f->dec);
         worst = fmax(worst, fabs(s->n[i] - 1));
     }
-    if (f->norms == NORMS_TO_ENC && worst <= f->slack) {
+    if (to_enc && worst <= f->slack) {
         free(s->n);
         s->n = NULL;
         f->norms = NORMS_UNUSED;
     }
-    if (f->norms == NORMS_TO_THETA)
+    if (f->norms == NORMS_TO_SELECT) {
+        s->record.activation = QSAE_ACT_TOPK_SCALED;
+        qfile_meta_add(&s->lines, "folded.decoder_norms",
+                       "features are selected by value times norm_i (%s)",
+                       f->norms_name);
+    } else if (f->norms == NORMS_TO_THETA)
         qfile_meta_add(&s->lines, "folded.decoder_norms", "theta_i /= norm_i (%s)",
                        f->norms_name);
     else
@@ -84,9 +90,15 @@ static int use_norms(sae_source *s)
     return 0;
 }
 
+/* What E_i and b_i are multiplied by beside the factors. */
+static int scales_enc(const sae_source *s)
+{
+    return s->fold.norms == NORMS_TO_ENC || s->fold.norms == NORMS_TO_SELECT;
+}
+
 static double norm_of(const sae_source *s, uint64_t i)
 {
-    return s->fold.norms == NORMS_TO_ENC ? s->n[i] : 1.0;
+    return scales_enc(s) ? s->n[i] : 1.0;
 }
 
 static int has_theta(const sae_source *s)
@@ -160,8 +172,7 @@ static int load_rows(sae_source *s)
 
 static int scales(const sae_source *s)
 {
-    return s->fold.enc != 1 || s->fold.dec != 1 || s->dec_rows.file ||
-           s->fold.norms == NORMS_TO_ENC;
+    return s->fold.enc != 1 || s->fold.dec != 1 || s->dec_rows.file || scales_enc(s);
 }
 
 static void choose_type(sae_source *s)
@@ -234,7 +245,8 @@ static double enc_factor(const sae_source *s, uint64_t i)
 
 static double dec_factor(const sae_source *s, uint64_t i)
 {
-    return s->fold.dec * (s->rows ? s->rows[i] : 1.0) / norm_of(s, i);
+    double n = s->fold.norms == NORMS_TO_ENC ? s->n[i] : 1.0;
+    return s->fold.dec * (s->rows ? s->rows[i] : 1.0) / n;
 }
 
 static double no_factor(const sae_source *s, uint64_t i)
@@ -266,8 +278,7 @@ static int fill_enc(void *user, const qfile_part *p, float *out, char *err, size
 {
     sae_source *s = user;
     uint64_t I = s->record.d_in;
-    int plain =
-        s->fold.enc == 1 && s->fold.norms != NORMS_TO_ENC && s->enc.type != TENSOR_F64;
+    int plain = s->fold.enc == 1 && !scales_enc(s) && s->enc.type != TENSOR_F64;
     if (plain ? tensor_block_f32(&s->enc, p->row, p->n_rows, 0, I, out, err, cap)
               : fill_rows(s, &s->enc, p, enc_factor, out, err, cap))
         return -1;
@@ -368,6 +379,20 @@ static int write_vector(sae_source *s, qfile *q, const tensor *t, fold_fn fold)
     return status ? in_file(s) : 0;
 }
 
+/* What brings the features of TOPK_SCALED back: 1 / n_i. */
+static int write_scales(sae_source *s, qfile *q)
+{
+    size_t F = s->record.d_sae;
+    float *v = malloc(F * sizeof *v);
+    int status = v ? 0 : out_of_memory(s);
+    for (size_t i = 0; i < F && !status; i++)
+        v[i] = (float)(1 / s->n[i]);
+    if (!status)
+        status = qfile_vector(q, v, s->err, s->cap);
+    free(v);
+    return status ? in_file(s) : 0;
+}
+
 static int write_b_dec(sae_source *s, qfile *q)
 {
     size_t O = s->record.d_out;
@@ -402,10 +427,11 @@ int sae_declare(const sae_source *s, qfile *q, uint32_t group, char *err, size_t
     if (has_theta(s) &&
         qfile_declare(q, group, QSAE_ROLE_THETA, f32, vec, 1, r->d_sae, err, cap))
         return -1;
+    if ((gated || r->activation == QSAE_ACT_TOPK_SCALED) &&
+        qfile_declare(q, group, QSAE_ROLE_MAG_SCALE, f32, vec, 1, r->d_sae, err, cap))
+        return -1;
     if (gated &&
-        (qfile_declare(q, group, QSAE_ROLE_MAG_SCALE, f32, vec, 1, r->d_sae, err,
-                       cap) ||
-         qfile_declare(q, group, QSAE_ROLE_MAG_BIAS, f32, vec, 1, r->d_sae, err, cap)))
+        qfile_declare(q, group, QSAE_ROLE_MAG_BIAS, f32, vec, 1, r->d_sae, err, cap))
         return -1;
     if (qfile_declare(q, group, QSAE_ROLE_B_DEC, f32, vec, 1, r->d_out, err, cap))
         return -1;
@@ -424,6 +450,8 @@ static int write_all(sae_source *s, qfile *q)
         return -1;
     if (has_theta(s) && qfile_vector(q, s->t, s->err, s->cap))
         return in_file(s);
+    if (s->record.activation == QSAE_ACT_TOPK_SCALED && write_scales(s, q))
+        return -1;
     if (s->r_mag.file && (write_vector(s, q, &s->r_mag, fold_mag_scale) ||
                           write_vector(s, q, &s->b_mag, fold_mag_bias)))
         return -1;

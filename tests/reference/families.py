@@ -3,8 +3,9 @@
 
 Every file is written by its producer's own code, with random weights at awkward sizes, and converted; features and
 reconstructions of the library are compared with the producer's own encode and decode in float32. The active sets are
-equal. A value is within 1e-5 of the producer's, in float32 or in float64, relative to itself, or within 3 times the
-largest error that the producer's own float32 makes; a reconstruction within 1e-5 of the largest number of its row.
+equal, but for at most one TopK row where float32 cannot tell two values apart (counted as a tie). A value is within
+1e-5 of the producer's, in float32 or in float64, relative to itself, or within 3 times the largest error that the
+producer's own float32 makes; a reconstruction within 1e-5 of the largest number of its row.
 
 QSAE_PRODUCERS names the folder that producers.sh installed into. --fixtures DIR writes the small files that
 tests/test_families.c reads, made with seed 5 and the versions in producers.sh, sae-lens 6.54.12, torch 2.13.
@@ -395,9 +396,6 @@ def llamascopium(folder, d, F, kind):
     options, unit = [], 1.0
     s_in = math.sqrt(d) / norms[hooks[0]] if norm == "dataset-wise" else 1.0
     unit = 1 / s_in
-    if "topk" in act and more != "nonorm":
-        s_out = math.sqrt(d) / norms[hooks[1]] if norm == "dataset-wise" else 1.0
-        unit = sae.W_D.detach().float().norm(dim=1).numpy() * (1 / s_out)
     if act == "batchtopk":
         options = ["--k", k]
 
@@ -513,6 +511,12 @@ def producer(c, x):
     return out
 
 
+def tie(ours, theirs):
+    """Do the two keep different ones of values that are equal in float32? Then the row says nothing."""
+    a, b = np.sort(ours[(ours > 0) & (theirs <= 0)]), np.sort(theirs[(theirs > 0) & (ours <= 0)])
+    return len(a) > 0 and len(a) == len(b) and (np.abs(a - b) <= 3e-7 * b).all()
+
+
 def judge(checks, name, c, file, x):
     s = Sae(file)
     f, y = s.run(x)
@@ -521,6 +525,8 @@ def judge(checks, name, c, file, x):
     s.close()
     (f32, y32), (f64, y64) = producer(c, x)
     unit = np.broadcast_to(np.asarray(c.unit, np.float64), f32.shape)
+    tied = np.array([tie(f[r], (f32 * unit)[r]) for r in range(len(x))])
+    f, y, f32, f64, y32, y64, unit = (a[~tied] for a in (f, y, f32, f64, y32, y64, unit))
     differ = (f > 0) != (f32 > 0)
     checks.add(not differ.any() and not (f32 < 0).any(), f"{name}: the active set differs in {differ.sum()} pairs, first {np.argwhere(differ)[:3].tolist()}")
     on = (f > 0) & (f32 > 0)
@@ -529,11 +535,11 @@ def judge(checks, name, c, file, x):
     floor = 3 * np.abs(a - b).max() if on.any() else 0.0
     small = error > 1e-5
     bad = small & ~(np.abs(f[on] - b) <= floor) if on.any() else small
-    checks.add(on.sum() > 2 * len(x) // 5 and not bad.any(), f"{name}: {bad.sum()} of {on.sum()} values differ, worst {error.max():.1e}")
+    checks.add(tied.sum() <= 1 and on.sum() > 2 * len(x) // 5 and not bad.any(), f"{name}: {bad.sum()} of {on.sum()} values differ, worst {error.max():.1e}")
     size = np.maximum(np.abs(y64).max(axis=1, keepdims=True), 1e-30)
     wrong = np.minimum(np.abs(y - y32), np.abs(y - y64)) / size
     checks.add(np.isfinite(y).all() and wrong.max() <= 1e-5, f"{name}: reconstructions differ by {wrong.max():.1e}")
-    print(f"{name:46} L0 {on.sum() / len(x):6.1f}  worst value {error.max():.1e}  beyond 1e-5: {small.sum()}  reconstruction {wrong.max():.1e}", flush=True)
+    print(f"{name:46} L0 {on.sum() / len(x):6.1f}  worst value {error.max():.1e}  beyond 1e-5: {small.sum()}  ties {tied.sum()}  reconstruction {wrong.max():.1e}", flush=True)
 
 
 def make(f, kind, folder, d, F, seed):
@@ -556,7 +562,7 @@ class Foreign:
 
 
 def fixtures(out):
-    """One small file of every family and class, with inputs and what the producer makes of them; and in bad/ files that are
+    """One small file of every family and class (llamascopium's hold a few numbers that it did not initialise), with inputs and what the producer makes of them; and in bad/ files that are
     refused, of kinds that tests/test_families.c cannot write itself."""
     for name, f, kind in CASES:
         if any(name.endswith(a) for a in ALIKE):
