@@ -5179,12 +5179,13 @@ static qsae_status qs_check_sae_record(const qsae_sae_record *r, qsae_error *err
         (st = qs_in_range("d_in", r->d_in, 1, QS_MAX_WIDTH, err)) ||
         (st = qs_in_range("d_out", r->d_out, 1, QS_MAX_WIDTH, err)) ||
         (st = qs_in_range("d_sae", r->d_sae, 1, QS_MAX_D_SAE, err)) ||
-        (st = qs_in_range("activation", r->activation, QSAE_ACT_RELU, QSAE_ACT_GROUPMAX, err)) ||
+        (st = qs_in_range("activation", r->activation, QSAE_ACT_RELU, QSAE_ACT_TOPK_SCALED, err)) ||
         (st = qs_in_range("norm", r->norm, 0, QSAE_NORM_LAYER, err)) ||
         (st = qs_in_range("flags", r->flags, 0, QSAE_SAE_SKIP, err)) ||
         (st = qs_in_range("feature_unit", r->feature_unit, 0, QSAE_UNIT_NORMALIZED, err)))
         return st;
-    uint32_t groups = r->activation == QSAE_ACT_GROUPMAX, has_k = r->activation == QSAE_ACT_TOPK || groups;
+    uint32_t groups = r->activation == QSAE_ACT_GROUPMAX;
+    uint32_t has_k = groups || r->activation == QSAE_ACT_TOPK || r->activation == QSAE_ACT_TOPK_SCALED;
     if ((st = qs_in_range("k", r->k, has_k, has_k ? r->d_sae : 0, err)) != QSAE_OK) return st;
     if (groups && r->d_sae % r->k)
         return qs_fail(err, QSAE_E_FORMAT, 64, "k is %u, it must divide d_sae, which is %u", r->k, r->d_sae);
@@ -5259,6 +5260,7 @@ static qsae_status qs_bind_member(qs_cursor *k, uint32_t g, const qsae_sae_recor
                                   qsae_error *err)
 {
     int jump = r->activation == QSAE_ACT_JUMPRELU, gated = r->activation == QSAE_ACT_GATED;
+    int scaled = gated || r->activation == QSAE_ACT_TOPK_SCALED;
     qsae_status st;
     if ((st = qs_skip_meta(k, g, err)) ||
         (st = qs_expect_rows(k, g, QSAE_ROLE_ENC, r->d_sae, r->d_in, &s->enc, &s->enc_row, &s->enc_type,
@@ -5267,7 +5269,7 @@ static qsae_status qs_bind_member(qs_cursor *k, uint32_t g, const qsae_sae_recor
                              err)) ||
         (st = qs_expect_vector(k, g, QSAE_ROLE_B_ENC, r->d_sae, &s->b_enc, err)) ||
         (jump && (st = qs_expect_vector(k, g, QSAE_ROLE_THETA, r->d_sae, &s->theta, err))) ||
-        (gated && (st = qs_expect_vector(k, g, QSAE_ROLE_MAG_SCALE, r->d_sae, &s->mag_scale, err))) ||
+        (scaled && (st = qs_expect_vector(k, g, QSAE_ROLE_MAG_SCALE, r->d_sae, &s->mag_scale, err))) ||
         (gated && (st = qs_expect_vector(k, g, QSAE_ROLE_MAG_BIAS, r->d_sae, &s->mag_bias, err))) ||
         (st = qs_expect_vector(k, g, QSAE_ROLE_B_DEC, r->d_out, &s->b_dec, err)) ||
         ((r->flags & QSAE_SAE_SKIP) &&
@@ -5500,10 +5502,11 @@ static qs_row_norm qs_normalize(const qsae_sae *s, const float *x, float *to)
 /* Does a feature's value depend on other features? Then every feature must be computed. */
 static int qs_selects(const qsae_sae *s)
 {
-    return s->info.activation == QSAE_ACT_TOPK || s->info.activation == QSAE_ACT_GROUPMAX;
+    return s->info.activation == QSAE_ACT_TOPK || s->info.activation == QSAE_ACT_GROUPMAX ||
+           s->info.activation == QSAE_ACT_TOPK_SCALED;
 }
 
-/* f_i from e_i . norm(x); for TOPK and GROUPMAX the value that is selected on. */
+/* f_i from e_i . norm(x); of those that select, the value that is selected on. */
 static float qs_feature_value(const qsae_sae *s, size_t i, float dot)
 {
     float z = dot + s->b_enc[i];
@@ -5567,6 +5570,13 @@ static void qs_keep_top_k(const qsae_sae *s, float *z, qs_pair *heap)
     memset(z, 0, s->d_sae * sizeof *z);
     for (size_t i = 0; i < k; i++)
         if (heap[i].value > 0.0f) z[heap[i].index] = heap[i].value;
+}
+
+/* The values that were selected on to those of the features. */
+static void qs_scale_features(const qsae_sae *s, float *z)
+{
+    for (size_t i = 0; i < s->d_sae; i++)
+        if (z[i] > 0.0f) z[i] = z[i] * s->mag_scale[i];
 }
 
 /* Keeps the largest of each of k groups of z [d_sae], the first of equals, and zeroes the rest and what is
@@ -5734,7 +5744,7 @@ static void qs_screen_task(void *arg, size_t lo, size_t hi, size_t thread)
         s->kernels->mmq[0](s->screen.w + i0 / 16 * s->screen.block, s->screen.block, qs_up16(i1 - i0) / 16,
                            qs_groups(s->d_in), j->w->packed, j->nt, j->w->z + i0, qs_up16(s->d_sae));
         j->w->checked[u] = 0;
-        for (size_t t = 0; t < j->nt && s->info.activation != QSAE_ACT_TOPK; t++)
+        for (size_t t = 0; t < j->nt && !qs_selects(s); t++)
             j->w->checked[u] += qs_screen_unit(j, t, i0, i1);
     }
 }
@@ -5815,7 +5825,7 @@ static uint64_t qs_encode_screened(const qsae_sae *s, const qs_sae_scratch *w, s
     }
     qs_parallel(n_threads, qs_units(s), nt * s->in_ld * QS_SAE_TILE, qs_screen_task, &job);
     for (size_t t = 0; t < nt; t++) w->checked[qs_units(s) + t] = 0;
-    if (s->info.activation == QSAE_ACT_TOPK)
+    if (qs_selects(s)) /* not GROUPMAX, which has no screen */
         qs_parallel(n_threads, nt, 16 * s->d_sae, qs_screen_top_k_task, &job);
     for (size_t u = 0; u < qs_units(s) + nt; u++) checked += w->checked[u];
     return checked;
@@ -5839,8 +5849,12 @@ static qsae_status qs_encode_rows(const qsae_sae *s, const float *x, size_t ld, 
         float *z = w->z + t * qs_up16(s->d_sae);
         if (!qs_all_finite(z, s->d_sae))
             return qs_fail(err, QSAE_E_NUM, 0, "SAE input row %zu overflows the encoder", first + t);
-        if (s->info.activation == QSAE_ACT_TOPK && !screen) qs_keep_top_k(s, z, w->heap);
         if (s->info.activation == QSAE_ACT_GROUPMAX) qs_keep_group_max(s, z);
+        else if (qs_selects(s) && !screen) qs_keep_top_k(s, z, w->heap);
+        if (s->info.activation != QSAE_ACT_TOPK_SCALED) continue;
+        qs_scale_features(s, z);
+        if (!qs_all_finite(z, s->d_sae))
+            return qs_fail(err, QSAE_E_NUM, 0, "SAE input row %zu overflows the scales", first + t);
     }
     return QSAE_OK;
 }

@@ -276,11 +276,13 @@ QSAE_API qsae_status qsae_chat_tokens(const qsae_model *model, const qsae_messag
  *   TOPK      the k largest z_i, ties to the lower index; then max(z_i, 0)
  *   GROUPMAX  of each of k groups of d_sae/k consecutive features the largest z_i, ties to the lower index;
  *             then max(z_i, 0)
+ *   TOPK_SCALED  as TOPK, then f_i = s_i max(z_i, 0): an SAE that selects by its features times their decoder
+ *             norms, e_i and b_i having that norm, and s_i being one over it
  *   GATED     f_i = max(s_i (e_i . norm(x)) + m_i, 0) if z_i > 0, else 0
  * Everything a source format expresses otherwise (pre-bias, input scales, decoder norms) was folded by
  * the converter. Sources: arXiv 2407.14435 (JumpReLU), 2406.04093 (TopK), 2404.16014 (gated),
  * 2412.06410 (BatchTopK), 2406.11944 (transcoders); SAELens saes/<name>_sae.py for the exact forms, EleutherAI sparsify
- * fused_encoder.py for GROUPMAX. */
+ * fused_encoder.py for GROUPMAX, OpenMOSS llamascopium sae.py for TOPK_SCALED. */
 
 typedef enum qsae_site {
     /*                     TransformerLens name        Hugging Face module (Qwen3DecoderLayer)          */
@@ -309,7 +311,8 @@ typedef enum qsae_activation {
     QSAE_ACT_JUMPRELU,
     QSAE_ACT_TOPK,
     QSAE_ACT_GATED,
-    QSAE_ACT_GROUPMAX
+    QSAE_ACT_GROUPMAX,
+    QSAE_ACT_TOPK_SCALED
 } qsae_activation;
 
 typedef enum qsae_norm {
@@ -341,7 +344,7 @@ typedef struct qsae_sae_info {
     const char *feature_unit;  /* "raw" (units of the site) or "normalized" (the SAE's own input scale) */
     qsae_site site_in, site_out;
     int32_t layer_in, layer_out; /* site_in/layer_in: read. site_out/layer_out: written, or predicted */
-    int32_t d_in, d_out, d_sae, k; /* k: TOPK only, else 0 */
+    int32_t d_in, d_out, d_sae, k; /* k: TOPK, GROUPMAX, TOPK_SCALED, else 0 */
     qsae_activation activation;
     qsae_norm norm;
     int32_t has_skip;          /* a skip connection: decode needs the input */
@@ -714,7 +717,7 @@ enum {
     QSAE_ROLE_DEC = 33,       /* [d_sae, d_out] ROWS */
     QSAE_ROLE_B_ENC = 34,     /* [d_sae]; for GATED the gate's bias */
     QSAE_ROLE_THETA = 35,     /* [d_sae], JUMPRELU only */
-    QSAE_ROLE_MAG_SCALE = 36, /* [d_sae], GATED only: s */
+    QSAE_ROLE_MAG_SCALE = 36, /* [d_sae], GATED and TOPK_SCALED: s */
     QSAE_ROLE_MAG_BIAS = 37,  /* [d_sae], GATED only: m */
     QSAE_ROLE_B_DEC = 38,     /* [d_out] */
     QSAE_ROLE_SKIP = 39,      /* [d_out, d_in] BLOCK16, with QSAE_SAE_SKIP only */

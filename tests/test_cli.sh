@@ -153,7 +153,7 @@ done
 json_string='"([^"\\[:cntrl:]]|\\["\\]|\\u[0-9a-f]{4})*"'
 number='[0-9]+(\.[0-9]+)?(e[+-][0-9]+)?'
 entry="\\[[0-9]+,$number\\]"
-json="^\\{\"pos\":[0-9]+,\"token\":[0-9]+,\"text\":$json_string,\"features\":\\[($entry(,$entry)*)?\\]\\}\$"
+json="^\\{\"pos\":[0-9]+,\"token\":[0-9]+,\"text\":$json_string,\"features\":\\[($entry(,$entry)*)?\\],\"norm\":$number,\"sink\":(true|false)\\}\$"
 
 # json_ok FILE: every line has the form above, positions count from 0, indices ascend.
 json_ok() {
@@ -270,6 +270,69 @@ works "$work/a" generate "$model" --prompt a -n 1 --sae "$sae" --sae "$sae" --na
     --edit "$place:1=set:1"
 fails 2 '--name belongs to' generate "$model" --prompt a --name x --sae "$sae"
 fails 1 'nowhere' generate "$model" --prompt a --sae "$work/nowhere.qsae"
+# ------------------------------------------------------- encode, decode, export, extract
+
+for c in encode decode export extract; do
+    works "$work/a" $c --help
+    check "$c --help says how" grep -q "^Usage: qsae $c SAE.qsae" "$work/a"
+    fails 2 'unknown option --frobnicate' $c --frobnicate
+    fails 2 "$c needs" $c
+    fails 2 "$c needs" $c "$sae"
+done
+fails 2 '--threads: 0 is not in 1..1024' encode "$sae" x --threads 0
+fails 1 'nowhere' encode "$sae" "$work/nowhere" -o "$work/out.jsonl"
+fails 1 'nowhere' decode "$sae" "$work/nowhere" -o "$work/out.npy"
+works "$work/a" capture "$model" --text "$text" --site "${place%.*}" --layer "${place#*.}" -o "$work/x.st"
+works "$work/a" encode "$sae" "$work/x.st" -o "$work/f.jsonl"
+sed 's/{"pos":\([0-9]*\),.*"features":\(.*\),"norm".*/{"row":\1,"features":\2}/' "$work/json" > "$work/want"
+same "encode of a capture: what features says" "$work/f.jsonl" "$work/want"
+works "$work/a" encode "$sae" "$work/x.st" -o "$work/f.safetensors" --threads 2 --isa scalar
+works "$work/a" decode "$sae" "$work/f.jsonl" -o "$work/y1.npy"
+works "$work/a" decode "$sae" "$work/f.safetensors" -o "$work/y2.npy" --threads 3
+same "decode of JSON Lines and of CSR" "$work/y1.npy" "$work/y2.npy"
+works "$work/a" capture "$model" --tokens 1,2 --site resid_pre --site resid_mid --layer 0 -o "$work/two.st"
+fails 1 'choose one with --tensor NAME: layers.0.resid_pre, ' encode "$sae" "$work/two.st" -o "$out"
+works "$work/a" encode "$sae" "$work/two.st" --tensor layers.0.resid_mid -o "$work/f.jsonl"
+
+works "$work/a" extract "$sae" --features "$feature,0,5,7" -o "$work/pack.qsae"
+works "$work/a" info "$work/pack.qsae"
+check "info says which features a pack has" grep -q '^  a pack: features .*5' "$work/a"
+works "$work/a" info "$work/pack.qsae" --json
+check "as JSON, too" grep -q '"features":\[0,' "$work/a"
+works "$work/b" features "$model" "$work/pack.qsae" --text "$text" --json
+check "a pack's feature keeps its number" grep -q "\[$feature,[0-9]" "$work/b"
+works "$work/a" generate "$model" --chat "$text" --no-think -n 12 --sae "$sae" --edit "$place:$feature=set:1e4"
+works "$work/b" generate "$model" --chat "$text" --no-think -n 12 --sae "$work/pack.qsae" \
+    --edit "$place:$feature=set:1e4"
+same "an edit by a pack" "$work/a" "$work/b"
+fails 1 'is not among them' generate "$model" --prompt a --sae "$work/pack.qsae" --edit "$place:1=set:1"
+fails 1 'the SAE has features 0\.\.' extract "$sae" --features 99999999 -o "$out"
+fails 1 'is the SAE: choose another' extract "$sae" --features 1 -o "$sae"
+
+works "$work/a" export "$sae" --format saelens -o "$work/folder"
+works "$work/a" convert "$work/folder" -o "$work/folder.qsae"
+works "$work/a" encode "$work/folder.qsae" "$work/x.st" -o "$work/f.jsonl"
+same "an exported SAE, converted, gives the same features" "$work/f.jsonl" "$work/want"
+fails 1 'the folder is not empty' export "$sae" --format saelens -o "$work/folder"
+works "$work/a" export "$sae" --format npz -o "$work/npz"
+works "$work/a" export "$sae" --format control-vector --edit "$place:$feature=add:2" -o "$work/v.gguf"
+fails 1 'only the operation add' export "$sae" --format control-vector --edit "$place:$feature=set:2" -o "$out"
+if ls "$work"/*.tmp-* "$work"/*.part-* > /dev/null 2>&1; then bad "temporary files are left"; else ok; fi
+
+# A row 100 times as long as the others is there, and is said to be.
+{ printf '\223NUMPY\001\000\166\000'
+  printf "%-117s\n" "{'descr': '<f4', 'fortran_order': False, 'shape': (5, 128), }"
+  for row in 1 2 3 4 5; do
+      i=0
+      while [ $i -lt 128 ]; do
+          if [ $row = 3 ]; then printf '\000\000\310\102'; else printf '\000\000\200\077'; fi
+          i=$((i + 1))
+      done
+  done; } > "$work/sink.npy"
+works "$work/a" encode "$sae" "$work/sink.npy" -o "$work/f.jsonl"
+check "a sink is reported" grep -q '^note: 1 row is more than 10 times .*: row 2 (100x)$' "$work/a"
+check "and encoded" test "$(wc -l < "$work/f.jsonl")" -eq 5
+
 # ------------------------------------------------------------------------------- suites
 
 layer=${place#*.}
@@ -280,7 +343,14 @@ done
 sed "s/blocks\.$layer\./blocks.0./" examples/toy/sae/cfg.json > "$work/elsewhere/cfg.json"
 works "$work/a" convert "$work/here" "$work/elsewhere" -o "$work/suite.qsae"
 works "$work/a" convert "$work/here" "$work/twin" -o "$work/twins.qsae"
-fails 1 '2 of its 2 SAEs fit' features "$model" "$work/suite.qsae" --text a
+fails 1 "2 of its 2 SAEs fit; .*: ${place%.*}.0 .elsewhere., $place .here." features "$model" "$work/suite.qsae" --text a
+fails 1 '2 of its 2 SAEs fit' encode "$work/suite.qsae" "$work/x.st" -o "$work/out.jsonl"
+works "$work/a" encode "$work/suite.qsae" "$work/x.st" -o "$work/f.jsonl" --site "${place%.*}" --layer "$layer"
+same "encode finds its member" "$work/f.jsonl" "$work/want"
+works "$work/a" info "$work/suite.qsae" --layer 0
+check "info of one member" test "$(grep -c 'features of' "$work/a")" -eq 1
+fails 1 'no SAE given reads attn_z of layer 0; there are ' generate "$model" --prompt a \
+    --sae "$work/suite.qsae" --edit attn_z.0:1=set:1
 fails 1 '2 of its 2 SAEs fit' features "$model" "$work/twins.qsae" --text a --layer "$layer"
 works "$work/b" features "$model" "$work/suite.qsae" --text "$text" --json --layer "$layer"
 same "a member by its layer" "$work/json" "$work/b"

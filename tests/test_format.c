@@ -333,7 +333,7 @@ static const field_case SAE_CASES[] = {
     {"d_sae other", SR(d_sae), 7, QSAE_E_MISMATCH, "tensor enc (group 1): shape is [6, 4], the record says [7, 4]"},
     {"k without topk", SR(k), 1, QSAE_E_FORMAT, "k is 1, must be 0..0"},
     {"activation 0", SR(activation), 0, QSAE_E_FORMAT, "activation is 0"},
-    {"activation 6", SR(activation), 6, QSAE_E_FORMAT, "activation is 6"},
+    {"activation 7", SR(activation), 7, QSAE_E_FORMAT, "activation is 7"},
     {"groupmax with k = 0", SR(activation), QSAE_ACT_GROUPMAX, QSAE_E_FORMAT, "k is 0, must be 1.."},
     {"activation without its tensor", SR(activation), QSAE_ACT_RELU, QSAE_E_MISMATCH, "found theta"},
     {"topk with k = 0", SR(activation), QSAE_ACT_TOPK, QSAE_E_FORMAT, "k is 0, must be 1..6"},

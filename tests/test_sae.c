@@ -170,7 +170,9 @@ static void ref_encode(bench *b, const float *x, ref_row *r)
             r->margin[i] = fmin(fabs(z), fabs(mag));
         }
     }
-    if (b->shape.activation == QSAE_ACT_TOPK) ref_top_k(b, r);
+    if (b->shape.activation == QSAE_ACT_TOPK || b->shape.activation == QSAE_ACT_TOPK_SCALED) ref_top_k(b, r);
+    for (uint32_t i = 0; i < b->shape.d_sae && b->shape.activation == QSAE_ACT_TOPK_SCALED; i++)
+        r->f[i] *= (double)tensor_value(b, QSAE_ROLE_MAG_SCALE, 0, i);
     if (b->shape.activation == QSAE_ACT_GROUPMAX) ref_group_max(b, r);
 }
 
@@ -266,6 +268,7 @@ static void check_same(bench *b, bench *other, int threads)
 #define TOPK QSAE_ACT_TOPK
 #define GATED QSAE_ACT_GATED
 #define GROUPMAX QSAE_ACT_GROUPMAX
+#define SCALED QSAE_ACT_TOPK_SCALED
 
 static const tiny_sae SHAPES[] = {
     /* sites, d_in, d_out, d_sae, k, activation, norm, flags, bf16, copies */
@@ -291,6 +294,8 @@ static const tiny_sae SHAPES[] = {
     {POST, 24, 24, 63, 1, GROUPMAX, QSAE_NORM_LAYER, 0, 1, 0},
     {POST, 24, 24, 63, 63, GROUPMAX, QSAE_NORM_NONE, 0, 0, 0}, /* groups of one */
     {TRANS, 20, 31, 90, 9, GROUPMAX, QSAE_NORM_NONE, QSAE_SAE_SKIP, 0, 0},
+    {POST, 33, 33, 130, 9, SCALED, QSAE_NORM_NONE, 0, 0, 0},
+    {TRANS, 20, 31, 90, 12, SCALED, QSAE_NORM_CONSTANT, QSAE_SAE_SKIP, 1, 0},
 };
 
 static void check_shape(const tiny_sae *s, uint64_t seed)
@@ -713,7 +718,7 @@ int main(void)
     for (int isa = QSAE_ISA_SCALAR; isa < QSAE_ISA_COUNT; isa++)
         if (qsae_isa_available((qsae_isa)isa)) {
             check_ties((qsae_isa)isa);
-        check_group_ties((qsae_isa)isa);
+            check_group_ties((qsae_isa)isa);
             check_thresholds((qsae_isa)isa);
         }
     check_capacity();

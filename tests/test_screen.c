@@ -129,12 +129,13 @@ static void compare(const uint8_t *image, size_t size, qsae_isa isa, size_t d_sa
 
 static void test_same_bits(void)
 {
-    static const uint32_t acts[] = {QSAE_ACT_RELU, QSAE_ACT_JUMPRELU, QSAE_ACT_TOPK, QSAE_ACT_GATED, QSAE_ACT_GROUPMAX};
+    static const uint32_t acts[] = {QSAE_ACT_RELU, QSAE_ACT_JUMPRELU, QSAE_ACT_TOPK, QSAE_ACT_GATED, QSAE_ACT_GROUPMAX,
+                                    QSAE_ACT_TOPK_SCALED};
     static const uint32_t shapes[][2] = {{7, 50}, {64, 90}, {257, 100}, {300, 1000}, {1024, 2100}};
     result *a = new_result(), *b = new_result();
     uint64_t seed = 1;
     for (size_t s = 0; s < 5; s++)
-        for (size_t act = 0; act < 5; act++)
+        for (size_t act = 0; act < 6; act++)
             for (uint32_t norm = 0; norm < (s == 4 ? 1u : 3u); norm++)
                 for (int most = 127; most > 0; most = most == 127 ? 3 : 0) {
                     tiny_sae shape = {QSAE_RESID_POST, 0, QSAE_RESID_POST, 0, shapes[s][0], shapes[s][0], shapes[s][1], 0,

@@ -233,7 +233,7 @@ static void test_refused(void)
         CHECK(tensor_block_f64(t, 0, 2, 1, 3, wide, err, sizeof err) == -1);
         CHECK_STR(err, "tensor W: element [1, 3] is NaN");
         CHECK(tensor_block_f32(&turned, 3, 1, 0, 3, out, err, sizeof err) == -1);
-        CHECK_STR(err, "tensor W: element [3, 1] is NaN");
+        CHECK_STR(err, "tensor W: element [1, 3] is NaN");
         CHECK(tensor_f32(t, 12, 1, out, err, sizeof err) == -1);
         CHECK(tensor_f32(t, 1, UINT64_MAX, out, err, sizeof err) == -1);
         CHECK(tensor_block_f32(t, 0, 4, 0, 4, out, err, sizeof err) == -1);

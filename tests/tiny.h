@@ -253,10 +253,9 @@ static inline void tiny_add_sae(tiny_file *f, uint32_t group, const tiny_sae *s)
     tiny_add(f, group, QSAE_ROLE_B_ENC, f32, v, 1, s->d_sae, -0.5, 0.5);
     if (s->activation == QSAE_ACT_JUMPRELU)
         tiny_add(f, group, QSAE_ROLE_THETA, f32, v, 1, s->d_sae, 0.5, 0.4);
-    if (s->activation == QSAE_ACT_GATED) {
+    if (s->activation == QSAE_ACT_GATED || s->activation == QSAE_ACT_TOPK_SCALED)
         tiny_add(f, group, QSAE_ROLE_MAG_SCALE, f32, v, 1, s->d_sae, 1, 0.5);
-        tiny_add(f, group, QSAE_ROLE_MAG_BIAS, f32, v, 1, s->d_sae, 0, 0.5);
-    }
+    if (s->activation == QSAE_ACT_GATED) tiny_add(f, group, QSAE_ROLE_MAG_BIAS, f32, v, 1, s->d_sae, 0, 0.5);
     tiny_add(f, group, QSAE_ROLE_B_DEC, f32, v, 1, s->d_out, 0, 0.5);
     if (s->flags & QSAE_SAE_SKIP)
         tiny_add(f, group, QSAE_ROLE_SKIP, w, QSAE_LAYOUT_BLOCK16, s->d_out, s->d_in, 0, r);

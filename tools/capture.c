@@ -1,9 +1,5 @@
 /* `qsae capture`: activations of every token of a text, as a safetensors file. */
 
-#ifndef _XOPEN_SOURCE
-#define _XOPEN_SOURCE 700 /* stat */
-#endif
-
 #include "cmd.h"
 #include "input.h"
 #include "safetensors.h"
@@ -11,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 /* clang-format off */
 static const char usage[] =
@@ -30,7 +25,7 @@ static const char usage[] =
     RUN_USAGE;
 /* clang-format on */
 
-enum { OPT_SITE = OPT_OWN, OPT_LAYER, OPT_LOGITS, OPT_OUT };
+enum { OPT_LOGITS = OPT_OWN, OPT_OUT };
 enum { ALL = -1, NOT_SAID = -2 };
 
 static const args_option option_table[] = {
@@ -235,21 +230,12 @@ static int write_file(capture_run *r)
     return bad ? complain(CMD_FAILED, "%s", err) : CMD_OK;
 }
 
-/* Is the output the model itself, under whatever name? It would be replaced. */
-static int writes_over_model(const capture_run *r)
-{
-    struct stat model, out;
-    return stat(r->model_path, &model) == 0 && stat(r->out_path, &out) == 0 &&
-           model.st_dev == out.st_dev && model.st_ino == out.st_ino;
-}
-
 static int work(capture_run *r)
 {
     char err[600];
-    if (writes_over_model(r))
-        return complain(CMD_FAILED, "%.200s is the model: choose another output",
-                        r->out_path);
-    int code = input_open_model(&r->in, r->model_path, &r->model);
+    int code = output_check(r->out_path, r->model_path, "the model");
+    if (code == CMD_OK)
+        code = input_open_model(&r->in, r->model_path, &r->model);
     if (code == CMD_OK)
         code = input_ids(&r->in, r->model, &r->ids, &r->n);
     if (code == CMD_OK)

@@ -16,8 +16,14 @@ int cmd_info(int argc, char **argv);
 int cmd_capture(int argc, char **argv);
 int cmd_features(int argc, char **argv);
 int cmd_generate(int argc, char **argv);
+int cmd_encode(int argc, char **argv);
+int cmd_decode(int argc, char **argv);
+int cmd_export(int argc, char **argv);
+int cmd_extract(int argc, char **argv);
 int cmd_tokenize(int argc, char **argv);
 int cmd_detokenize(int argc, char **argv);
 int cmd_chat_template(int argc, char **argv);
+int cmd_bench(int argc, char **argv);
+int cmd_compare(int argc, char **argv);
 
 #endif

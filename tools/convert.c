@@ -1,5 +1,5 @@
-/* qsae convert: a Qwen3 checkpoint or SAELens SAEs, as their producers save them, to
- * one .qsae file. */
+/* qsae convert: a Qwen3 checkpoint or SAEs, as their producers save them, to one .qsae
+ * file. */
 
 #ifndef _XOPEN_SOURCE
 #define _XOPEN_SOURCE 700 /* realpath */
@@ -21,17 +21,19 @@
 #include "args.h"
 #include "check.h"
 #include "cmd.h"
+#include "sae_source.h"
 #include "text.h"
 
 static const char usage[] =
-    "usage: qsae convert FOLDER... -o FILE.qsae [options]\n"
+    "usage: qsae convert IN... -o FILE.qsae [options]\n"
     "\n"
-    "FOLDER is a Qwen3 checkpoint as Hugging Face saves it (config.json,\n"
-    "*.safetensors, tokenizer.json), a GGUF file of one (F32, F16, BF16, Q8_0,\n"
-    "Q6_K, Q4_0), or a SAELens SAE (cfg.json, sae_weights.safetensors). Several SAE\n"
-    "folders become one suite. Weights keep their stored values: bf16 stays bf16,\n"
-    "all else becomes f32. A folder with tokenizer.json and neither configuration\n"
-    "nor weights becomes a file that holds the tokenizer alone.\n"
+    "IN is a Qwen3 checkpoint as Hugging Face saves it (config.json, *.safetensors,\n"
+    "tokenizer.json), a GGUF file of one (F32, F16, BF16, Q8_0, Q6_K, Q4_0), or an\n"
+    "SAE: a folder of one, a folder of many (layer by layer), or its file of tensors\n"
+    "(.safetensors, .pt, .npz). Several SAEs become one suite. Weights keep their\n"
+    "stored values: bf16 stays bf16, all else becomes f32. A folder with\n"
+    "tokenizer.json and neither configuration nor weights becomes a file that holds\n"
+    "the tokenizer alone.\n"
     "\n"
     "  -o, --out FILE        the file to write; it appears whole or not at all\n"
     "      --type f32|bf16   every matrix in this type (bf16 rounds to nearest even)\n"
@@ -44,10 +46,18 @@ static const char usage[] =
     "      --no-tokenizer    leave the tokenizer out\n"
     "      --chat-template qwen3  chats are Qwen3's, whatever template the folder has\n"
     "SAE:\n"
+    "      --family NAME     which format it is, where its content does not say:\n"
+    "                        saelens, qwen-scope, dictionary-learning, sparsify,\n"
+    "                        llama-scope, llamascopium, circuit-tracer, gemma-scope\n"
     "      --site SITE --layer N          what it reads: resid_pre, attn_z, attn_out,\n"
     "                                     resid_mid, mlp_input, mlp_out, resid_post\n"
     "      --site-out SITE --layer-out N  what it writes (transcoders)\n"
+    "      --k K             features that a TopK SAE keeps (Qwen-Scope: the number\n"
+    "                        after L0_ in the repository's name)\n"
     "      --norm-scale X    inputs were multiplied by X (expected_average_only_in)\n"
+    "      --class NAME      class of a dictionary_learning file without config.json\n"
+    "      --decoder-layout features|columns  whether rows of circuit-tracer's W_dec\n"
+    "                        are features, where d_sae = d_in leaves it open\n"
     "      --check MODEL.qsae             then run a short text through this model and\n"
     "                                     say what the SAE makes of it\n"
     "      --check-text FILE              that text\n";
@@ -220,6 +230,10 @@ enum {
     OPT_SITE_OUT,
     OPT_LAYER_OUT,
     OPT_NORM_SCALE,
+    OPT_FAMILY,
+    OPT_CLASS,
+    OPT_K,
+    OPT_DECODER_LAYOUT,
     OPT_CHECK,
     OPT_CHECK_TEXT
 };
@@ -238,6 +252,10 @@ static const args_option options[] = {
     {"site-out", 0, OPT_SITE_OUT, ARGS_VALUE},
     {"layer-out", 0, OPT_LAYER_OUT, ARGS_VALUE},
     {"norm-scale", 0, OPT_NORM_SCALE, ARGS_VALUE},
+    {"family", 0, OPT_FAMILY, ARGS_VALUE},
+    {"class", 0, OPT_CLASS, ARGS_VALUE},
+    {"k", 0, OPT_K, ARGS_VALUE},
+    {"decoder-layout", 0, OPT_DECODER_LAYOUT, ARGS_VALUE},
     {"check", 0, OPT_CHECK, ARGS_VALUE},
     {"check-text", 0, OPT_CHECK_TEXT, ARGS_VALUE},
     {NULL, 0, 0, 0},
@@ -297,6 +315,15 @@ static int take_scale(const char *value, double *out)
     return status;
 }
 
+static int take_k(const char *value, int *out)
+{
+    int64_t n;
+    int status = args_integer("--k", value, 1, 1 << 24, &n);
+    if (status == CMD_OK)
+        *out = (int)n;
+    return status;
+}
+
 static int take(convert_options *o, int *force, const args *a, int id)
 {
     int status = CMD_OK;
@@ -322,6 +349,13 @@ static int take(convert_options *o, int *force, const args *a, int id)
         status = take_layer("--layer-out", a->value, &o->layer_out);
         break;
     case OPT_NORM_SCALE: status = take_scale(a->value, &o->norm_scale); break;
+    case OPT_FAMILY: o->family = a->value; break;
+    case OPT_CLASS: o->dict_class = a->value; break;
+    case OPT_K: status = take_k(a->value, &o->k); break;
+    case OPT_DECODER_LAYOUT:
+        status = take_word("--decoder-layout", a->value, "features", "columns",
+                           &o->decoder_layout);
+        break;
     case OPT_CHECK: o->check_model = a->value; break;
     case OPT_CHECK_TEXT: o->check_text = a->value; break;
     case OPT_IGNORE:
@@ -365,56 +399,72 @@ static int only_tokenizer(const char *dir)
     return convert_exists(dir, "tokenizer.json");
 }
 
-/* A file that begins as GGUF does. */
-static int is_gguf(const char *path)
+static int has_saes(const char *dir)
 {
-    char magic[4] = {0};
-    struct stat st;
-    FILE *f = stat(path, &st) == 0 && S_ISREG(st.st_mode) ? fopen(path, "rb") : NULL;
-    size_t n = f ? fread(magic, 1, 4, f) : 0;
-    if (f)
-        fclose(f);
-    return n == 4 && memcmp(magic, "GGUF", 4) == 0;
+    sae_unit *list = NULL;
+    int n = 0;
+    char why[ERR_CAP];
+    if (convert_exists(dir, "model.safetensors")) /* a model without its config.json */
+        return 0;
+    int found = sae_find(dir, &list, &n, why, sizeof why) == 0 || n > 0;
+    sae_units_free(list, n);
+    return found;
 }
 
-/* 3: a GGUF file, 2: a tokenizer alone, 1: SAELens, 0: checkpoint, -1: none of them */
-static int folder_kind(const char *dir, char *err, size_t cap)
+/* config.json is a model's if it has the keys of one; if it has neither those nor an
+ * SAE's, where no SAE lies in the folder or below. */
+static int is_model(const char *dir)
+{
+    if (!convert_exists(dir, "config.json") || sae_is_config(dir, "config.json"))
+        return 0;
+    return sae_is_model(dir) || convert_exists(dir, "cfg.json") || !has_saes(dir);
+}
+
+/* 3: a GGUF file, 2: a tokenizer alone, 1: SAEs, 0: checkpoint, -1: none of them */
+static int input_kind(const char *path, char *err, size_t cap)
 {
     struct stat st;
-    safe_name shown = name_z(dir);
-    if (stat(dir, &st))
+    safe_name shown = name_z(path);
+    char why[ERR_CAP];
+    if (stat(path, &st))
         return err_set(err, cap, "%s: %s", shown.text, strerror(errno));
-    if (is_gguf(dir))
-        return 3;
-    if (!S_ISDIR(st.st_mode))
-        return err_set(
-            err, cap,
-            "%s: not a folder; convert takes the folder that holds config.json or "
-            "cfg.json, or a GGUF file",
-            shown.text);
-    int model = convert_exists(dir, "config.json"),
-        sae = convert_exists(dir, "cfg.json");
+    if (!S_ISDIR(st.st_mode)) {
+        tensor_file *f = tensors_open(path, why, sizeof why);
+        if (!f)
+            return err_set(
+                err, cap,
+                "%.200s (not a folder, and not a file of tensors that can be "
+                "read)",
+                why);
+        int gguf = tensors_container(f) == TENSORS_GGUF;
+        tensors_close(f);
+        return gguf ? 3 : 1;
+    }
+    int sae = convert_exists(path, "cfg.json"), model = is_model(path);
     if (model && sae)
         return err_set(err, cap,
                        "%s: holds both config.json (a model) and cfg.json (an SAE)",
                        shown.text);
-    if (!model && !sae && only_tokenizer(dir))
+    if (model)
+        return 0;
+    if (!sae && only_tokenizer(path))
         return 2;
-    if (!model && !sae)
-        return err_set(
-            err, cap,
-            "%s: neither config.json (a Hugging Face checkpoint) nor cfg.json (a "
-            "SAELens SAE) is in it",
-            shown.text);
-    return sae;
+    /* a configuration without weights is an SAE too: then it is said what is missing */
+    if (sae || convert_exists(path, "config.json") ||
+        convert_exists(path, "hyperparams.json") || has_saes(path))
+        return 1;
+    return err_set(err, cap,
+                   "%s: neither config.json (a Hugging Face checkpoint) nor an SAE is "
+                   "in it",
+                   shown.text);
 }
 
-static int convert_folders(const char *const *dirs, int n, const convert_options *o,
-                           char *err, size_t cap)
+static int convert_inputs(const char *const *paths, int n, const convert_options *o,
+                          char *err, size_t cap)
 {
-    int kind = folder_kind(dirs[0], err, cap);
+    int kind = input_kind(paths[0], err, cap);
     for (int i = 1; i < n && kind >= 0; i++) {
-        int other = folder_kind(dirs[i], err, cap);
+        int other = input_kind(paths[i], err, cap);
         if (other >= 0 && (other != 1 || kind != 1))
             return err_set(
                 err, cap,
@@ -426,38 +476,37 @@ static int convert_folders(const char *const *dirs, int n, const convert_options
     if (kind < 0)
         return -1;
     int sae_option = o->site >= 0 || o->layer >= 0 || o->site_out >= 0 ||
-                     o->layer_out >= 0 || o->norm_scale > 0;
+                     o->layer_out >= 0 || o->norm_scale > 0 || o->family ||
+                     o->dict_class || o->k || o->decoder_layout;
     if (kind != 1 && (sae_option || o->check))
         return err_set(err, cap,
-                       "%s is a model; --site, --layer, --norm-scale and --check are for "
-                       "SAEs",
-                       name_z(dirs[0]).text);
+                       "%s is a model; --site, --layer and --norm-scale are for SAEs, "
+                       "as are --family, --k, --class, --decoder-layout and --check",
+                       name_z(paths[0]).text);
     if (kind == 1 && (o->head || o->no_tokenizer || o->assume_chat))
         return err_set(
             err, cap,
             "%s is an SAE; --head, --no-tokenizer and --chat-template are for "
             "models",
-            name_z(dirs[0]).text);
+            name_z(paths[0]).text);
     if (kind == 1 && o->type != 0 && o->type != QSAE_TYPE_F32 &&
         o->type != QSAE_TYPE_BF16)
-        return err_set(err, cap,
-                       "%s is an SAE; --type q8 and q4 are for models: rounded that far, "
-                       "other features would fire; f32 and bf16 are possible",
-                       name_z(dirs[0]).text);
+        return err_set(
+            err, cap,
+            "%s is an SAE; --type q8 and q4 are for models: rounded that far, "
+            "other features would fire; f32 and bf16 are possible",
+            name_z(paths[0]).text);
     if (kind == 2 && (o->head || o->no_tokenizer || o->type || o->n_ignore))
         return err_set(err, cap,
                        "%s has only a tokenizer; --head, --no-tokenizer, --type and "
                        "--ignore-key are for weights",
-                       name_z(dirs[0]).text);
-    if (n > 1 && (o->name || sae_option))
-        return err_set(err, cap,
-                       "--name, --site, --layer and --norm-scale go with one folder");
+                       name_z(paths[0]).text);
     if (kind == 3)
-        return convert_gguf(dirs[0], o, err, cap);
+        return convert_gguf(paths[0], o, err, cap);
     if (kind == 2)
-        return convert_tokenizer(dirs[0], o, err, cap);
-    return kind == 1 ? convert_sae(dirs, n, o, err, cap)
-                     : convert_model(dirs[0], o, err, cap);
+        return convert_tokenizer(paths[0], o, err, cap);
+    return kind == 1 ? convert_sae(paths, n, o, err, cap)
+                     : convert_model(paths[0], o, err, cap);
 }
 
 int cmd_convert(int argc, char **argv)
@@ -490,7 +539,7 @@ int cmd_convert(int argc, char **argv)
         status = may_replace(o.out, force);
     if (status == CMD_OK && o.check_model)
         status = check_open(o.check_model, o.check_text, &o.check);
-    if (status == CMD_OK && convert_folders(dirs, n, &o, err, sizeof err))
+    if (status == CMD_OK && convert_inputs(dirs, n, &o, err, sizeof err))
         status = complain(CMD_FAILED, "%s", err);
     if (status == CMD_OK && o.check)
         status = check_run(o.check, o.out);

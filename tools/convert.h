@@ -6,7 +6,7 @@
  *     convert_gguf.c    a GGUF file of a Qwen3
  *     convert_model.c   what either of them gives, written as a model file
  *     convert_tokenizer.c  tokenizer and chat template; a folder that has nothing else
- *     convert_sae.c     SAELens folders, written as an SAE file
+ *     convert_sae.c     SAEs, written as an SAE file (sae_source.h has the families)
  *
  * The rule of all of them: what the source says is followed exactly, or refused by
  * name; nothing that could change a number is ignored. Functions return 0, or -1 with
@@ -23,6 +23,7 @@
 #define CONVERT_MAX_IGNORE 32
 
 enum { HEAD_FROM_CONFIG = 0, HEAD_TIED, HEAD_STORED };
+enum { LAYOUT_BY_SHAPE = 0, LAYOUT_FEATURES, LAYOUT_COLUMNS };
 
 typedef struct convert_options {
     const char *out, *name; /* name NULL: that of the folder */
@@ -34,6 +35,10 @@ typedef struct convert_options {
     int site, layer; /* -1: from the source. What the SAE reads */
     int site_out, layer_out; /* what it writes */
     double norm_scale;       /* 0: none given */
+    const char *family;      /* of an SAE; NULL: told by content */
+    const char *dict_class;  /* of dictionary_learning; NULL: told by content */
+    int k;                   /* features that a TopK SAE keeps; 0: from the source */
+    int decoder_layout;      /* LAYOUT_ */
     const char
         *ignore[CONVERT_MAX_IGNORE]; /* config keys that the user says do not matter */
     int n_ignore;
@@ -45,8 +50,8 @@ typedef struct convert_options {
 int convert_tokenizer(const char *dir, const convert_options *o, char *err, size_t cap);
 int convert_model(const char *dir, const convert_options *o, char *err, size_t cap);
 int convert_gguf(const char *path, const convert_options *o, char *err, size_t cap);
-/* One file with n SAEs, one from each folder. */
-int convert_sae(const char *const *dirs, int n, const convert_options *o, char *err,
+/* One file with the SAEs of n folders and files. */
+int convert_sae(const char *const *paths, int n, const convert_options *o, char *err,
                 size_t cap);
 
 /* "dir/name" from malloc; NULL if out of memory. */

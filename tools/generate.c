@@ -2,7 +2,8 @@
    asked. */
 
 #include "cmd.h"
-#include "input.h"
+#include "edit.h"
+#include "sae_choice.h"
 
 #include <float.h>
 #include <stdio.h>
@@ -55,7 +56,6 @@ enum {
     OPT_REPETITION,
     OPT_PRESENCE,
     OPT_SAE,
-    OPT_NAME,
     OPT_EDIT
 };
 
@@ -83,13 +83,11 @@ typedef struct sae_file {
 /* One --edit, and the SAE it acts on: `sae` is one of the run's, shared by edits of
    one place. */
 typedef struct edit_request {
-    const char *text;
-    int site, layer;
-    uint32_t feature;
-    qsae_edit_kind kind;
-    float value;
+    edit_text e;
+    const char *path; /* of the file that sae is from */
     qsae_sae *sae;
-    int owns; /* closes sae */
+    uint32_t row; /* of the feature, in sae */
+    int owns;     /* closes sae */
 } edit_request;
 
 typedef struct generate_run {
@@ -112,104 +110,55 @@ typedef struct generate_run {
 
 /* --------------------------------------------------------------------------- edits */
 
-/* Copies text up to the first `end` into part [cap]; returns what follows it, NULL
-   if that fails. */
-static const char *take_part(const char *text, char end, char *part, size_t cap)
+/* Looks for the place of an edit in one file: counts what fits, opens the first, and
+   lists what there is. */
+static int search_file(generate_run *r, edit_request *e, const sae_file *file,
+                       uint32_t *n_fit, char *there, char *fitting, size_t cap)
 {
-    const char *stop = strchr(text, end);
-    if (!stop || (size_t)(stop - text) >= cap)
-        return NULL;
-    memcpy(part, text, (size_t)(stop - text));
-    part[stop - text] = '\0';
-    return stop + 1;
-}
-
-static int parse_operation(const char *op, qsae_edit_kind *kind)
-{
-    static const struct {
-        const char *name;
-        qsae_edit_kind kind;
-    } table[] = {{"add", QSAE_FEATURE_ADD},
-                 {"set", QSAE_FEATURE_SET},
-                 {"scale", QSAE_FEATURE_SCALE},
-                 {"min", QSAE_FEATURE_MIN},
-                 {"max", QSAE_FEATURE_MAX}};
-    for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
-        if (strcmp(op, table[i].name) == 0) {
-            *kind = table[i].kind;
-            return 1;
-        }
+    qread q;
+    sae_choice choice = {e->e.site, e->e.layer, file->name}, any = {-1, -1, file->name};
+    int code = sae_index(&r->in, file->path, &q);
+    if (code != CMD_OK)
+        return code;
+    uint32_t here = sae_choice_count(&q, &choice), i = 0;
+    sae_choice_list(&q, &any, there, cap);
+    sae_choice_list(&q, &choice, fitting, cap);
+    while (here && !sae_choice_fits(&q, i, &choice))
+        i++;
+    if (here && *n_fit == 0) {
+        code = sae_open_member(&r->in, file->path, i, &e->sae);
+        e->owns = code == CMD_OK;
+        e->path = file->path;
     }
-    return 0;
+    *n_fit += here;
+    qread_close(&q);
+    return code;
 }
 
-static int parse_edit(const char *text, edit_request *e)
+/* Finds the one SAE that reads the place of an edit, among all files given. */
+static int open_edit_sae(generate_run *r, edit_request *e)
 {
-    char site[24], layer[24], feature[24], op[24], what[160];
-    const char *at = text;
-    int64_t number;
-    if (!(at = take_part(at, '.', site, sizeof site)) ||
-        !(at = take_part(at, ':', layer, sizeof layer)) ||
-        !(at = take_part(at, '=', feature, sizeof feature)) ||
-        !(at = take_part(at, ':', op, sizeof op)))
-        return complain(CMD_USAGE, "--edit '%.100s' is not SITE.LAYER:FEATURE=OP:VALUE",
-                        text);
-    e->text = text;
-    e->site = qsae_site_from_name(site);
-    if (e->site < 0 || e->site >= QSAE_SITE_COUNT)
-        return complain(CMD_USAGE, "--edit '%.100s': there is no site '%s'", text,
-                        site);
-    if (!parse_operation(op, &e->kind))
-        return complain(CMD_USAGE,
-                        "--edit '%.100s': '%s' is none of add set scale min max", text,
-                        op);
-    snprintf(what, sizeof what, "--edit '%.100s': layer", text);
-    int code = args_integer(what, layer, 0, INT32_MAX, &number);
-    if (code != CMD_OK)
-        return code;
-    e->layer = (int)number;
-    snprintf(what, sizeof what, "--edit '%.100s': feature", text);
-    code = args_integer(what, feature, 0, UINT32_MAX, &number);
-    if (code != CMD_OK)
-        return code;
-    e->feature = (uint32_t)number;
-    snprintf(what, sizeof what, "--edit '%.100s': value", text);
-    return args_real(what, at, -(double)FLT_MAX, (double)FLT_MAX, &e->value);
-}
-
-/* Finds the one SAE that reads the place of edit number i, among all files given. */
-static int open_edit_sae(generate_run *r, size_t i)
-{
-    edit_request *e = &r->edits[i];
-    size_t total = 0;
+    char there[400] = "", fitting[400] = "";
+    uint32_t n_fit = 0;
     for (size_t f = 0; f < r->n_files; f++) {
-        sae_choice choice = {e->site, e->layer, r->files[f].name};
-        qsae_sae *sae = NULL;
-        size_t n_fit;
-        int code = sae_open_choice(&r->in, r->files[f].path, &choice, 1, &sae, &n_fit);
+        int code =
+            search_file(r, e, &r->files[f], &n_fit, there, fitting, sizeof there);
         if (code != CMD_OK)
             return code;
-        total += n_fit;
-        if (total == 1 && sae) {
-            e->sae = sae;
-            e->owns = 1;
-            code = sae_check_model(r->files[f].path, sae, r->model);
-            if (code != CMD_OK)
-                return code;
-        } else {
-            qsae_sae_close(sae);
-        }
     }
-    if (total == 0)
+    if (n_fit == 0)
         return complain(CMD_FAILED,
-                        "--edit '%.100s': no SAE given reads %s of layer %d", e->text,
-                        qsae_site_name((qsae_site)e->site), e->layer);
-    if (total > 1)
+                        "--edit '%.100s': no SAE given reads %s of layer %d%s%s",
+                        e->e.text, qsae_site_name((qsae_site)e->e.site), e->e.layer,
+                        *there ? "; there are " : "", there);
+    if (n_fit > 1)
         return complain(
             CMD_FAILED,
-            "--edit '%.100s': %zu SAEs given read %s of layer %d; choose with --name",
-            e->text, total, qsae_site_name((qsae_site)e->site), e->layer);
-    return CMD_OK;
+            "--edit '%.100s': %u SAEs given read %s of layer %d; choose with "
+            "--name: %s",
+            e->e.text, (unsigned)n_fit, qsae_site_name((qsae_site)e->e.site),
+            e->e.layer, fitting);
+    return sae_check_model(e->path, e->sae, r->model);
 }
 
 /* Without an edit the files are not needed; one that cannot be opened is an error
@@ -219,13 +168,38 @@ static int try_files(generate_run *r)
     for (size_t f = 0; f < r->n_files; f++) {
         sae_choice choice = {-1, -1, r->files[f].name};
         qsae_sae *sae = NULL;
-        size_t n_fit;
-        int code = sae_open_choice(&r->in, r->files[f].path, &choice, 1, &sae, &n_fit);
+        qread q;
+        int code = sae_index(&r->in, r->files[f].path, &q);
+        if (code != CMD_OK)
+            return code;
+        uint32_t n_fit = sae_choice_count(&q, &choice), i = 0;
+        while (n_fit == 1 && !sae_choice_fits(&q, i, &choice))
+            i++;
+        qread_close(&q);
+        if (n_fit == 1)
+            code = sae_open_member(&r->in, r->files[f].path, i, &sae);
         qsae_sae_close(sae);
         if (code != CMD_OK)
             return code;
     }
     return CMD_OK;
+}
+
+/* The row of the edit's feature in its SAE. */
+static int find_feature(edit_request *e)
+{
+    char what[140];
+    sae_numbers numbers;
+    qsae_sae_info info;
+    qsae_sae_get_info(e->sae, &info);
+    int code = sae_numbers_read(e->path, &info, &numbers);
+    if (code != CMD_OK)
+        return code;
+    snprintf(what, sizeof what, "--edit '%.100s'", e->e.text);
+    if (!sae_row(&numbers, e->e.feature, &e->row))
+        code = sae_complain_number(&numbers, what, e->e.feature);
+    sae_numbers_free(&numbers);
+    return code;
 }
 
 static int open_saes(generate_run *r)
@@ -234,17 +208,17 @@ static int open_saes(generate_run *r)
         return try_files(r);
     for (size_t i = 0; i < r->n_edits; i++) {
         edit_request *e = &r->edits[i];
-        for (size_t k = 0; k < i && !e->sae; k++)
-            if (r->edits[k].site == e->site && r->edits[k].layer == e->layer)
-                e->sae = r->edits[k].sae;
-        int code = e->sae ? CMD_OK : open_edit_sae(r, i);
+        for (size_t k = 0; k < i && !e->sae; k++) {
+            if (r->edits[k].e.site != e->e.site || r->edits[k].e.layer != e->e.layer)
+                continue;
+            e->sae = r->edits[k].sae;
+            e->path = r->edits[k].path;
+        }
+        int code = e->sae ? CMD_OK : open_edit_sae(r, e);
+        if (code == CMD_OK)
+            code = find_feature(e);
         if (code != CMD_OK)
             return code;
-        qsae_sae_info info;
-        qsae_sae_get_info(e->sae, &info);
-        if (e->feature >= (uint32_t)info.d_sae)
-            return complain(CMD_FAILED, "--edit '%.100s': the SAE has features 0..%d",
-                            e->text, (int)info.d_sae - 1);
     }
     return CMD_OK;
 }
@@ -258,8 +232,8 @@ static int set_edits(generate_run *r)
     if (!list)
         return complain(CMD_FAILED, "out of memory for %zu edits", r->n_edits);
     for (size_t i = 0; i < r->n_edits; i++)
-        list[i] = qsae_edit_feature(r->edits[i].sae, r->edits[i].feature,
-                                    r->edits[i].kind, r->edits[i].value);
+        list[i] = qsae_edit_feature(r->edits[i].sae, r->edits[i].row,
+                                    r->edits[i].e.kind, r->edits[i].e.value);
     qsae_status s = qsae_set_edits(r->ctx, list, r->n_edits, &err);
     free(list);
     return s == QSAE_OK ? CMD_OK : complain_library(NULL, &err);
@@ -350,7 +324,7 @@ static int take_option(void *run, const args *a, int id)
             return complain(CMD_USAGE, "--name belongs to the --sae before it, once");
         r->files[r->n_files - 1].name = a->value;
         return CMD_OK;
-    case OPT_EDIT: return parse_edit(a->value, &r->edits[r->n_edits++]);
+    case OPT_EDIT: return edit_parse(a->value, &r->edits[r->n_edits++].e);
     default: return input_take(&r->in, a, id);
     }
 }

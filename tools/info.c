@@ -19,6 +19,8 @@
 #include "args.h"
 #include "checked.h"
 #include "cmd.h"
+#include "qread.h"
+#include "sae_choice.h"
 #include "text.h"
 
 static const char usage[] =
@@ -28,19 +30,23 @@ static const char usage[] =
     "\n"
     "      --json       one JSON object\n"
     "      --tensors    also every tensor\n"
-    "      --no-verify  do not read the weights\n";
+    "      --no-verify  do not read the weights\n"
+    "Of a file that holds several SAEs, only those that\n"
+    "      --site S --layer L      read this site and layer\n"
+    "      --name N                have this name\n";
 
-enum { OPT_JSON = 1, OPT_TENSORS, OPT_NO_VERIFY };
+enum { OPT_JSON = OPT_OWN, OPT_TENSORS };
 
 static const args_option options[] = {
     {"json", 0, OPT_JSON, 0},
     {"tensors", 0, OPT_TENSORS, 0},
     {"no-verify", 0, OPT_NO_VERIFY, 0},
+    SAE_OPTIONS,
     {NULL, 0, 0, 0},
 };
 
-static const char *const activations[] = {"?",    "relu",  "jumprelu",
-                                          "topk", "gated", "groupmax"};
+static const char *const activations[] = {"?",     "relu",     "jumprelu",   "topk",
+                                          "gated", "groupmax", "topk-scaled"};
 static const char *const norms[] = {"none", "constant", "layer"};
 static const char *const chat_formats[] = {"qwen3", "qwen3-later", "other"};
 static const char *const types[] = {"?", "f32", "bf16", "bytes", "q8", "q4"};
@@ -48,11 +54,10 @@ static const char *const layouts[] = {"?", "vector", "block16", "rows", "bytes"}
 
 typedef struct view {
     const char *path;
-    FILE *f;
-    qsae_file_header head;
-    unsigned char *records;  /* [n_records, 256] */
-    qsae_tensor_record *dir; /* [n_tensors] */
+    qread q;
+    sae_choice choice;
     int json, tensors, verify;
+    int shown; /* members so far */
 } view;
 
 #define NAME_OF(table, i) ((i) < sizeof(table) / sizeof(table)[0] ? (table)[i] : "?")
@@ -102,61 +107,25 @@ static int fail(const view *v, const char *what)
 
 /* ---- reading ---- */
 
-static int read_at(view *v, uint64_t offset, void *out, uint64_t size)
-{
-    if (offset > INT64_MAX || fseeko(v->f, (off_t)offset, SEEK_SET) != 0 ||
-        fread(out, 1, (size_t)size, v->f) != size)
-        return fail(v, "cannot read");
-    return CMD_OK;
-}
-
 /* Which of the two kinds; anything odd is left to the library, which names it. */
-static int open_view(view *v)
+static int is_sae(const view *v)
 {
+    qsae_file_header head;
     struct stat st;
-    if (stat(v->path, &st) == 0 && !S_ISREG(st.st_mode))
-        return fail(v, "not a regular file"); /* a FIFO would make us wait */
-    v->f = fopen(v->path, "rb");
-    if (!v->f)
-        return complain(CMD_FAILED, "%s: cannot open: %s", v->path, strerror(errno));
-    if (fread(&v->head, 1, sizeof v->head, v->f) != sizeof v->head)
-        memset(&v->head, 0, sizeof v->head);
-    return CMD_OK;
+    FILE *f =
+        stat(v->path, &st) == 0 && S_ISREG(st.st_mode) ? fopen(v->path, "rb") : NULL;
+    int yes = f && fread(&head, 1, sizeof head, f) == sizeof head &&
+              head.kind == QSAE_KIND_SAE;
+    if (f)
+        fclose(f);
+    return yes;
 }
 
-/* Records and directory of a file that the library has accepted. */
 static int read_index(view *v)
 {
-    uint64_t n_rec = 256 * (uint64_t)v->head.n_records,
-             n_dir = 64 * (uint64_t)v->head.n_tensors;
-    if (n_rec == 0 || n_rec > (uint64_t)1 << 26 || n_dir == 0 ||
-        n_dir > (uint64_t)1 << 28)
-        return fail(v, "it changed while it was read");
-    v->records = malloc((size_t)n_rec);
-    v->dir = malloc((size_t)n_dir);
-    if (!v->records || !v->dir)
-        return fail(v, "out of memory");
-    int status = read_at(v, 64, v->records, n_rec);
-    return status ? status : read_at(v, 64 + n_rec, v->dir, n_dir);
-}
-
-/* META of a group into *text (malloc, NUL-terminated); *text NULL if it has none. */
-static int read_meta(view *v, uint32_t group, char **text)
-{
-    *text = NULL;
-    for (uint32_t i = 0; i < v->head.n_tensors; i++) {
-        const qsae_tensor_record *t = &v->dir[i];
-        if (t->group != group || t->role != QSAE_ROLE_META)
-            continue;
-        if (t->cols > (uint64_t)1 << 24)
-            return fail(v, "its notes are too long to show");
-        *text = malloc((size_t)t->cols + 1);
-        if (!*text)
-            return fail(v, "out of memory");
-        (*text)[t->cols] = 0;
-        return read_at(v, t->offset, *text, t->cols);
-    }
-    return CMD_OK;
+    char err[ERR_CAP];
+    return qread_open(&v->q, v->path, err, sizeof err) ? complain(CMD_FAILED, "%s", err)
+                                                       : CMD_OK;
 }
 
 /* ---- printing ---- */
@@ -170,10 +139,10 @@ static void put_member(const char *key, const char *value)
 /* The lines key=value of a group: as members of an object, or as indented lines. */
 static int print_meta(view *v, uint32_t group)
 {
-    char *text;
-    int status = read_meta(v, group, &text), first = 1;
-    if (status)
-        return status;
+    char *text, err[ERR_CAP];
+    int first = 1;
+    if (qread_meta(&v->q, group, &text, err, sizeof err))
+        return complain(CMD_FAILED, "%s", err);
     if (v->json)
         printf(",\"meta\":{");
     else if (text)
@@ -204,8 +173,8 @@ static void print_tensors(const view *v)
     else
         printf("  tensors (group, role, type, layout, rows x columns, offset, bytes, "
                "hash)\n");
-    for (uint32_t i = 0; i < v->head.n_tensors; i++) {
-        const qsae_tensor_record *t = &v->dir[i];
+    for (uint32_t i = 0; i < v->q.head.n_tensors; i++) {
+        const qsae_tensor_record *t = &v->q.dir[i];
         const char *form = v->json ? "%s{\"group\":%u,\"role\":\"%s\",\"type\":\"%s\","
                                      "\"layout\":\"%s\",\"rows\":%" PRIu64
                                      ",\"cols\":%" PRIu64 ",\"offset\":%" PRIu64
@@ -299,7 +268,7 @@ static int show_model(view *v)
     qsae_model_get_info(m, &info);
     int status = read_index(v);
     if (status == CMD_OK) {
-        memcpy(&r, v->records, sizeof r);
+        memcpy(&r, v->q.records, sizeof r);
         r.name[sizeof r.name - 1] = 0;
         (v->json ? model_json : model_text)(v, &info, &r);
         status = print_meta(v, 0);
@@ -312,7 +281,7 @@ static int show_model(view *v)
 
 static void sae_json(const qsae_sae_info *s)
 {
-    printf("%s{\"index\":%d", s->index ? "," : "", s->index);
+    printf("{\"index\":%d", s->index);
     put_member("name", s->name);
     put_member("site_in", qsae_site_name(s->site_in));
     printf(",\"layer_in\":%d", s->layer_in);
@@ -346,36 +315,73 @@ static void sae_text(const qsae_sae_info *s)
            s->weight_type);
 }
 
-static int show_member(view *v, int32_t i, int32_t *n)
+/* Opens member i; the checksums of the first one cover the whole file. */
+static int open_member(const view *v, int32_t i, qsae_sae **sae, qsae_sae_info *info)
 {
     qsae_sae_options o;
-    qsae_sae_info info;
-    qsae_sae *s = NULL;
     qsae_error e;
     memset(&o, 0, sizeof o);
-    o.open.verify = v->verify && i == 0; /* covers the whole file */
+    o.open.verify = v->verify && i == 0;
     o.select = QSAE_SELECT_INDEX;
     o.index = i;
-    if (qsae_sae_open(v->path, &o, &s, &e))
+    if (qsae_sae_open(v->path, &o, sae, &e))
         return fail(v, e.text);
-    qsae_sae_get_info(s, &info);
-    *n = info.n_members;
-    int status = i == 0 ? read_index(v) : CMD_OK;
-    if (status == CMD_OK && i == 0 && v->json) {
+    qsae_sae_get_info(*sae, info);
+    return CMD_OK;
+}
+
+static void print_file(const view *v, const qsae_sae_info *s)
+{
+    if (v->json) {
         printf("{\"file\":");
         text_json(stdout, v->path, strlen(v->path));
         printf(",\"kind\":\"sae\",\"size\":%" PRIu64 ",\"verified\":%s,\"members\":[",
-               info.file_size, v->verify ? "true" : "false");
-    } else if (status == CMD_OK && i == 0) {
-        printf("%s: %d SAE%s, ", v->path, *n, *n == 1 ? "" : "s");
-        print_size(info.file_size);
-        printf(v->verify ? ", every checksum is right\n" : ", not verified\n");
+               s->file_size, v->verify ? "true" : "false");
+        return;
     }
-    if (status == CMD_OK) {
-        (v->json ? sae_json : sae_text)(&info);
+    printf("%s: %d SAE%s, ", v->path, s->n_members, s->n_members == 1 ? "" : "s");
+    print_size(s->file_size);
+    printf(v->verify ? ", every checksum is right\n" : ", not verified\n");
+}
+
+/* A pack's features by the numbers they have in the SAE they were taken from. */
+static int print_numbers(const view *v, const qsae_sae_info *s)
+{
+    sae_numbers n;
+    int status = sae_numbers_read(v->path, s, &n);
+    if (status != CMD_OK)
+        return status;
+    if (v->json) {
+        printf(",\"features\":");
+        printf(n.list ? "[" : "null");
+        for (int32_t i = 0; n.list && i < s->d_sae; i++)
+            printf("%s%u", i ? "," : "", (unsigned)n.list[i]);
+        printf(n.list ? "]" : "");
+    } else if (n.list) {
+        printf("  a pack: features %u", (unsigned)n.list[0]);
+        for (int32_t i = 1; i < s->d_sae && i < 12; i++)
+            printf(", %u", (unsigned)n.list[i]);
+        printf(s->d_sae > 12 ? ", ... of the SAE it was taken from\n"
+                             : " of the SAE it was taken from\n");
+    }
+    sae_numbers_free(&n);
+    return CMD_OK;
+}
+
+static int show_member(view *v, int32_t i)
+{
+    qsae_sae_info info;
+    qsae_sae *s = NULL;
+    int status = open_member(v, i, &s, &info);
+    if (status != CMD_OK)
+        return status;
+    if (v->json && v->shown++)
+        printf(",");
+    (v->json ? sae_json : sae_text)(&info);
+    status = print_numbers(v, &info);
+    if (status == CMD_OK)
         status = print_meta(v, 1 + (uint32_t)i);
-    }
-    if (status == CMD_OK && v->json)
+    if (v->json)
         printf("}");
     qsae_sae_close(s);
     return status;
@@ -383,10 +389,19 @@ static int show_member(view *v, int32_t i, int32_t *n)
 
 static int show_saes(view *v)
 {
-    int status = CMD_OK;
-    int32_t n = 1;
-    for (int32_t i = 0; i < n && status == CMD_OK; i++)
-        status = show_member(v, i, &n);
+    qsae_sae_info first;
+    qsae_sae *s = NULL;
+    int status = open_member(v, 0, &s, &first);
+    if (status == CMD_OK)
+        status = read_index(v);
+    if (status == CMD_OK && sae_choice_count(&v->q, &v->choice) == 0)
+        status = sae_choice_complain(&v->q, &v->choice);
+    if (status == CMD_OK)
+        print_file(v, &first);
+    qsae_sae_close(s);
+    for (uint32_t i = 0; status == CMD_OK && i < v->q.head.n_records; i++)
+        if (sae_choice_fits(&v->q, i, &v->choice))
+            status = show_member(v, (int32_t)i);
     if (status == CMD_OK && v->json)
         printf("]");
     return status;
@@ -396,42 +411,40 @@ static int show_saes(view *v)
 
 static int show(view *v)
 {
-    int status = open_view(v);
-    if (status == CMD_OK)
-        status = v->head.kind == QSAE_KIND_SAE ? show_saes(v) : show_model(v);
+    int status = is_sae(v) ? show_saes(v) : show_model(v);
     if (status == CMD_OK && v->tensors)
         print_tensors(v);
     if (status == CMD_OK && v->json)
         printf("}\n");
-    if (v->f)
-        fclose(v->f);
-    free(v->records);
-    free(v->dir);
+    qread_close(&v->q);
     return status;
+}
+
+static int take_option(void *run, const args *a, int id)
+{
+    view *v = run;
+    switch (id) {
+    case OPT_JSON: v->json = 1; return CMD_OK;
+    case OPT_TENSORS: v->tensors = 1; return CMD_OK;
+    case OPT_NO_VERIFY: v->verify = 0; return CMD_OK;
+    default: return sae_choice_take(&v->choice, a, id);
+    }
 }
 
 int cmd_info(int argc, char **argv)
 {
     view v;
+    int help = 0;
     memset(&v, 0, sizeof v);
     v.verify = 1;
+    v.choice = sae_choice_any();
     args a = args_begin(argc, argv, options, usage);
-    for (int id; (id = args_next(&a)) != ARGS_END;) {
-        switch (id) {
-        case OPT_JSON: v.json = 1; break;
-        case OPT_TENSORS: v.tensors = 1; break;
-        case OPT_NO_VERIFY: v.verify = 0; break;
-        case ARGS_POSITIONAL:
-            if (v.path)
-                return complain(CMD_USAGE,
-                                "info takes one file (see: qsae info --help)");
-            v.path = a.value;
-            break;
-        default: return id == ARGS_HELP ? CMD_OK : CMD_USAGE;
-        }
-    }
+    const char **const slots[] = {&v.path};
+    int status = args_walk(&a, slots, 1, take_option, &v, &help);
+    if (status != CMD_OK || help)
+        return status;
     if (!v.path)
         return complain(CMD_USAGE, "info: which file? (see: qsae info --help)");
-    int status = show(&v);
+    status = show(&v);
     return status == CMD_OK ? finish_stdout() : status;
 }

@@ -1,6 +1,7 @@
 /* What the evaluating commands share (see input.h). */
 
-#define _POSIX_C_SOURCE 200809L
+#define _POSIX_C_SOURCE   200809L
+#define _FILE_OFFSET_BITS 64
 
 #include "input.h"
 #include "cmd.h"
@@ -8,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define SMALL_MODEL \
@@ -30,6 +32,15 @@ int parse_site(const char *text, int *site)
             " mlp_out resid_post",
             text);
     *site = found;
+    return CMD_OK;
+}
+
+int output_check(const char *out, const char *source, const char *what)
+{
+    struct stat a, b;
+    if (source && stat(source, &a) == 0 && stat(out, &b) == 0 && a.st_dev == b.st_dev &&
+        a.st_ino == b.st_ino)
+        return complain(CMD_FAILED, "%.200s is %s: choose another output", out, what);
     return CMD_OK;
 }
 
@@ -244,74 +255,6 @@ int input_ids(const input *in, const qsae_model *model, int32_t **ids, size_t *n
 }
 
 /* ---------------------------------------------------------------------------- SAEs */
-
-static int open_member(const input *in, const char *path, int32_t index, int verify,
-                       qsae_sae **sae)
-{
-    qsae_error err;
-    qsae_sae_options options;
-    memset(&options, 0, sizeof options);
-    options.open.isa = in->isa;
-    options.open.verify = verify;
-    options.select = QSAE_SELECT_INDEX;
-    options.index = index;
-    if (qsae_sae_open(path, &options, sae, &err) != QSAE_OK)
-        return complain_library(path, &err);
-    return CMD_OK;
-}
-
-static int fits(const qsae_sae_info *info, const sae_choice *c)
-{
-    return (c->site < 0 || (int)info->site_in == c->site) &&
-           (c->layer < 0 || info->layer_in == c->layer) &&
-           (!c->name || !strcmp(c->name, info->name));
-}
-
-static int complain_choice(const char *path, const sae_choice *c, size_t n_fit,
-                           int32_t n_members)
-{
-    char wanted[200] = "";
-    size_t at = 0;
-    if (c->site >= 0)
-        at += (size_t)snprintf(wanted, sizeof wanted, " at %s",
-                               qsae_site_name((qsae_site)c->site));
-    if (c->layer >= 0)
-        at +=
-            (size_t)snprintf(wanted + at, sizeof wanted - at, " of layer %d", c->layer);
-    if (c->name)
-        snprintf(wanted + at, sizeof wanted - at, " called '%.99s'", c->name);
-    if (n_fit == 0)
-        return complain(CMD_FAILED, "%.300s: none of its %d SAEs is%s (see: qsae info)",
-                        path, (int)n_members, wanted);
-    return complain(
-        CMD_FAILED,
-        "%.300s: %zu of its %d SAEs fit%s; choose with --site, --layer, --name", path,
-        n_fit, (int)n_members, wanted);
-}
-
-int sae_open_choice(const input *in, const char *path, const sae_choice *choice,
-                    int quiet, qsae_sae **sae, size_t *n_fit)
-{
-    int32_t n_members = 1, found = -1;
-    *n_fit = 0;
-    for (int32_t i = 0; i < n_members; i++) {
-        qsae_sae *member;
-        qsae_sae_info info;
-        int code = open_member(in, path, i, 0, &member); /* cheap: no weight is read */
-        if (code != CMD_OK)
-            return code;
-        qsae_sae_get_info(member, &info);
-        n_members = info.n_members;
-        if (fits(&info, choice)) {
-            ++*n_fit;
-            found = i;
-        }
-        qsae_sae_close(member);
-    }
-    if (*n_fit == 1)
-        return open_member(in, path, found, !in->no_verify, sae);
-    return quiet ? CMD_OK : complain_choice(path, choice, *n_fit, n_members);
-}
 
 int sae_check_model(const char *path, const qsae_sae *sae, const qsae_model *model)
 {

@@ -5,6 +5,9 @@
 #ifndef QSAE_INPUT_H
 #define QSAE_INPUT_H
 
+#ifndef QSAE_WITH_FORMAT
+#define QSAE_WITH_FORMAT
+#endif
 #include "../qsae.h"
 #include "args.h"
 
@@ -19,6 +22,9 @@ enum {
     OPT_CHUNK,
     OPT_ISA,
     OPT_NO_VERIFY,
+    OPT_SITE,
+    OPT_LAYER,
+    OPT_NAME,
     OPT_OWN /* a command's own options start here */
 };
 
@@ -80,21 +86,14 @@ int input_ids(const input *in, const qsae_model *model, int32_t **ids, size_t *n
 int input_context(const input *in, const qsae_model *model, size_t n_ctx,
                   size_t n_prompt, qsae_ctx **ctx, size_t *chunk);
 
-/* Which member of an SAE file. */
-typedef struct sae_choice {
-    int site, layer;  /* -1: any */
-    const char *name; /* NULL: any */
-} sae_choice;
-
-/* Opens the one member of the file that fits. *n_fit receives how many fit; if that
-   is not 1 nothing is * opened and, unless `quiet`, it is a complaint. */
-int sae_open_choice(const input *in, const char *path, const sae_choice *choice,
-                    int quiet, qsae_sae **sae, size_t *n_fit);
 /* Complains unless the SAE reads rows of a site that the model has. */
 int sae_check_model(const char *path, const qsae_sae *sae, const qsae_model *model);
 
 /* CMD_FAILED after the complaint "path: text of err", or "text" if path is NULL. */
 int complain_library(const char *path, const qsae_error *err);
+/* Complains if the output is the source itself, under whatever name: it would be
+   replaced. `what` says what the source is. source may be NULL. */
+int output_check(const char *out, const char *source, const char *what);
 /* The site of that name, with --site in the complaint. */
 int parse_site(const char *text, int *site);
 

@@ -24,9 +24,15 @@ static const struct {
     {"features", cmd_features, "the SAE features of every token of a text"},
     {"generate", cmd_generate,
      "continue a text or answer a chat, with features edited if asked"},
+    {"encode", cmd_encode, "rows of numbers to SAE features"},
+    {"decode", cmd_decode, "SAE features to rows of numbers"},
+    {"export", cmd_export, "an SAE for SAELens or numpy, edits for llama.cpp"},
+    {"extract", cmd_extract, "some features of an SAE as a small SAE file"},
     {"tokenize", cmd_tokenize, "the token ids of a text"},
     {"detokenize", cmd_detokenize, "the text of token ids"},
     {"chat-template", cmd_chat_template, "a conversation as the text that a model sees"},
+    {"bench", cmd_bench, "how fast this machine is, and how much of that is used"},
+    {"compare", cmd_compare, "how far two files of one model differ on a text"},
 };
 
 enum { N_COMMANDS = (int)(sizeof commands / sizeof commands[0]) };

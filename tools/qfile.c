@@ -587,19 +587,15 @@ int qfile_check_sae(const char *path, char *err, size_t cap)
 
 void qfile_meta_add(qfile_meta *m, const char *key, const char *format, ...)
 {
-    char value[1024];
     va_list ap;
     va_start(ap, format);
-    int n = vsnprintf(value, sizeof value, format, ap);
+    int len = vsnprintf(NULL, 0, format, ap);
     va_end(ap);
-    size_t len = strlen(value), need = strlen(key) + len + 2;
-    if (n < 0 || (size_t)n >= sizeof value)
+    size_t at = m->len + strlen(key) + 1, need = at + (size_t)(len < 0 ? 0 : len) + 2;
+    if (len < 0)
         m->failed = 1;
-    for (size_t i = 0; i < len; i++)
-        if (value[i] == '\n' || value[i] == '\r')
-            value[i] = ' ';
-    if (m->len + need + 1 > m->cap) {
-        size_t cap = 2 * (m->len + need) + 256;
+    if (need > m->cap) {
+        size_t cap = 2 * need + 256;
         char *text = realloc(m->text, cap);
         if (!text) {
             m->failed = 1;
@@ -608,7 +604,16 @@ void qfile_meta_add(qfile_meta *m, const char *key, const char *format, ...)
         m->text = text;
         m->cap = cap;
     }
-    m->len += (size_t)sprintf(m->text + m->len, "%s=%s\n", key, value);
+    sprintf(m->text + m->len, "%s=", key);
+    va_start(ap, format);
+    vsnprintf(m->text + at, m->cap - at, format, ap);
+    va_end(ap);
+    for (char *p = m->text + at; *p; p++)
+        if (*p == '\n' || *p == '\r')
+            *p = ' ';
+    m->len = at + strlen(m->text + at);
+    m->text[m->len++] = '\n';
+    m->text[m->len] = 0;
 }
 
 /* By key; the keys are what stands before the first '='. */
@@ -629,9 +634,7 @@ int qfile_meta_finish(qfile_meta *m, char *err, size_t cap)
     if (!lines || !sorted || m->failed) {
         free(lines);
         free(sorted);
-        return err_set(err, cap,
-                       m->failed ? "a note about the source is too long"
-                                 : "out of memory");
+        return err_set(err, cap, "out of memory");
     }
     char *p = m->text;
     for (size_t i = 0; i < n; i++) {

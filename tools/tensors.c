@@ -905,6 +905,17 @@ static uint64_t find_odd(const void *values, uint64_t n, int wide)
     return n;
 }
 
+/* Is t what tensor_transposed makes of the tensor of this name? */
+static int is_turned(const tensor *t)
+{
+    const tensor *o = t->rank == 2 ? tensors_find(t->file, t->name) : NULL;
+    return o && o->rank == 2 && o->shape[0] == t->shape[1] &&
+           o->shape[1] == t->shape[0] && o->stride[0] == t->stride[1] &&
+           o->stride[1] == t->stride[0] &&
+           (o->shape[0] != t->shape[0] || o->stride[0] != t->stride[0]);
+}
+
+/* Names the element as the file has it. */
 static int odd_element(const tensor *t, uint64_t i, char *err, size_t cap)
 {
     uint64_t index[TENSOR_MAX_RANK] = {0}, left = i;
@@ -915,6 +926,11 @@ static int odd_element(const tensor *t, uint64_t i, char *err, size_t cap)
     }
     if (elements_raw(t, i, 1, 1, &x, err, cap))
         return -1;
+    if (is_turned(t)) {
+        uint64_t first = index[0];
+        index[0] = index[1];
+        index[1] = first;
+    }
     return err_set(err, cap, "tensor %s: element %s is %s", name_z(t->name).text,
                    tensor_shape_of(t->rank, index).text,
                    isnan(x)      ? "NaN"
