@@ -58,6 +58,9 @@ static const char usage[] =
     "      --class NAME      class of a dictionary_learning file without config.json\n"
     "      --decoder-layout features|columns  whether rows of circuit-tracer's W_dec\n"
     "                        are features, where d_sae = d_in leaves it open\n"
+    "      --screen yes|no   an 8-bit copy of the encoder, with which encoding takes half\n"
+    "                        the time and gives the same bits (default: from 4,096\n"
+    "                        features on)\n"
     "      --check MODEL.qsae             then run a short text through this model and\n"
     "                                     say what the SAE makes of it\n"
     "      --check-text FILE              that text\n";
@@ -234,6 +237,7 @@ enum {
     OPT_CLASS,
     OPT_K,
     OPT_DECODER_LAYOUT,
+    OPT_SCREEN,
     OPT_CHECK,
     OPT_CHECK_TEXT
 };
@@ -256,6 +260,7 @@ static const args_option options[] = {
     {"class", 0, OPT_CLASS, ARGS_VALUE},
     {"k", 0, OPT_K, ARGS_VALUE},
     {"decoder-layout", 0, OPT_DECODER_LAYOUT, ARGS_VALUE},
+    {"screen", 0, OPT_SCREEN, ARGS_VALUE},
     {"check", 0, OPT_CHECK, ARGS_VALUE},
     {"check-text", 0, OPT_CHECK_TEXT, ARGS_VALUE},
     {NULL, 0, 0, 0},
@@ -355,6 +360,9 @@ static int take(convert_options *o, int *force, const args *a, int id)
     case OPT_DECODER_LAYOUT:
         status = take_word("--decoder-layout", a->value, "features", "columns",
                            &o->decoder_layout);
+        break;
+    case OPT_SCREEN:
+        status = take_word("--screen", a->value, "yes", "no", &o->screen);
         break;
     case OPT_CHECK: o->check_model = a->value; break;
     case OPT_CHECK_TEXT: o->check_text = a->value; break;
@@ -477,11 +485,12 @@ static int convert_inputs(const char *const *paths, int n, const convert_options
         return -1;
     int sae_option = o->site >= 0 || o->layer >= 0 || o->site_out >= 0 ||
                      o->layer_out >= 0 || o->norm_scale > 0 || o->family ||
-                     o->dict_class || o->k || o->decoder_layout;
+                     o->dict_class || o->k || o->decoder_layout || o->screen;
     if (kind != 1 && (sae_option || o->check))
         return err_set(err, cap,
                        "%s is a model; --site, --layer and --norm-scale are for SAEs, "
-                       "as are --family, --k, --class, --decoder-layout and --check",
+                       "as are --family, --k, --class, --decoder-layout, --screen and "
+                       "--check",
                        name_z(paths[0]).text);
     if (kind == 1 && (o->head || o->no_tokenizer || o->assume_chat))
         return err_set(

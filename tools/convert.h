@@ -22,6 +22,7 @@
 
 #define CONVERT_MAX_IGNORE 32
 
+enum { SCREEN_YES = 1, SCREEN_NO };
 enum { HEAD_FROM_CONFIG = 0, HEAD_TIED, HEAD_STORED };
 enum { LAYOUT_BY_SHAPE = 0, LAYOUT_FEATURES, LAYOUT_COLUMNS };
 
@@ -39,6 +40,7 @@ typedef struct convert_options {
     const char *dict_class;  /* of dictionary_learning; NULL: told by content */
     int k;                   /* features that a TopK SAE keeps; 0: from the source */
     int decoder_layout;      /* LAYOUT_ */
+    int screen;              /* SCREEN_; 0: where it pays */
     const char
         *ignore[CONVERT_MAX_IGNORE]; /* config keys that the user says do not matter */
     int n_ignore;

@@ -176,7 +176,7 @@ static int make_meta(extract_run *r, char *err, size_t cap)
 }
 
 /* What of a tensor belongs to one feature. A role that is not known here is refused. */
-enum { WHOLE, NOTES, ROW, ENTRY };
+enum { WHOLE, NOTES, ROW, ENTRY, LEFT_OUT };
 
 static int part_of(uint32_t role)
 {
@@ -190,6 +190,9 @@ static int part_of(uint32_t role)
     case QSAE_ROLE_MAG_BIAS: return ENTRY;
     case QSAE_ROLE_B_DEC:
     case QSAE_ROLE_SKIP: return WHOLE;
+    case QSAE_ROLE_SCREEN: /* a pack is small: all its rows are computed */
+    case QSAE_ROLE_SCREEN_REST:
+    case QSAE_ROLE_SCREEN_NORM: return LEFT_OUT;
     default: return -1;
     }
 }
@@ -236,6 +239,8 @@ static int declare(const extract_run *r, qfile *q, const qsae_tensor_record *t,
     int part = part_of(t->role);
     uint64_t rows = part == ROW ? r->n : t->rows;
     uint64_t cols = part == NOTES ? r->meta.len : part == ENTRY ? r->n : t->cols;
+    if (part == LEFT_OUT)
+        return 0;
     if (part < 0)
         return err_set(err, cap,
                        "%.300s: a tensor of role %u, which extract does not know",
@@ -247,6 +252,8 @@ static int write_tensor(extract_run *r, qfile *q, const qsae_tensor_record *t,
                         char *err, size_t cap)
 {
     source s = {r, t};
+    if (part_of(t->role) == LEFT_OUT)
+        return 0;
     if (t->role == QSAE_ROLE_META)
         return qfile_bytes(q, r->meta.text, err, cap);
     if (t->layout == QSAE_LAYOUT_VECTOR)

@@ -5,6 +5,7 @@
  *                    the configuration beside it
  *     sae_source.c   what the readers share: keys, tensors, places
  *     sae_write.c    folds and writes what a reader found
+ *     sae_screen.c   the 8-bit copy of the encoder for a fast encode
  *     convert_sae.c  the command: members of a suite, their names, the file
  *
  * A reader gives views of the stored tensors, one row per feature, and says what to
@@ -122,6 +123,14 @@ int sae_is_family(const char *name);
 int sae_prepare(sae_source *s);
 int sae_declare(const sae_source *s, qfile *q, uint32_t group, char *err, size_t cap);
 int sae_write(sae_source *s, qfile *q);
+
+/* ---- sae_screen.c ---- */
+
+int sae_has_screen(const sae_source *s);
+int sae_screen_declare(const sae_source *s, qfile *q, uint32_t group, char *err,
+                       size_t cap);
+/* rows: writes the encoder's rows, with s as its user. */
+int sae_screen_write(sae_source *s, qfile *q, qfile_fill rows);
 
 /* ---- sae_source.c ---- */
 

@@ -435,10 +435,10 @@ int sae_declare(const sae_source *s, qfile *q, uint32_t group, char *err, size_t
         return -1;
     if (qfile_declare(q, group, QSAE_ROLE_B_DEC, f32, vec, 1, r->d_out, err, cap))
         return -1;
-    return s->skip.file
-               ? qfile_declare(q, group, QSAE_ROLE_SKIP, s->type, QSAE_LAYOUT_BLOCK16,
-                               r->d_out, r->d_in, err, cap)
-               : 0;
+    if (s->skip.file && qfile_declare(q, group, QSAE_ROLE_SKIP, s->type,
+                                      QSAE_LAYOUT_BLOCK16, r->d_out, r->d_in, err, cap))
+        return -1;
+    return sae_has_screen(s) ? sae_screen_declare(s, q, group, err, cap) : 0;
 }
 
 static int write_all(sae_source *s, qfile *q)
@@ -457,7 +457,9 @@ static int write_all(sae_source *s, qfile *q)
         return -1;
     if (write_b_dec(s, q))
         return -1;
-    return s->skip.file ? write_matrix(s, q, &s->skip, fill_skip) : 0;
+    if (s->skip.file && write_matrix(s, q, &s->skip, fill_skip))
+        return -1;
+    return sae_has_screen(s) && sae_screen_write(s, q, fill_enc) ? in_file(s) : 0;
 }
 
 int sae_write(sae_source *s, qfile *q)

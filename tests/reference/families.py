@@ -34,18 +34,19 @@ SIZES = [(37, 203), (64, 48), (5, 7), (67, 130), (3, 1000)]
 
 
 class Rows(C.Structure):
-    _fields_ = [("n_rows", C.c_size_t), ("start", C.POINTER(C.c_size_t)), ("index", C.POINTER(C.c_uint32)), ("value", C.POINTER(C.c_float)), ("cap", C.c_size_t)]
+    _fields_ = [("n_rows", C.c_size_t), ("start", C.POINTER(C.c_size_t)), ("index", C.POINTER(C.c_uint32)), ("value", C.POINTER(C.c_float)), ("cap", C.c_size_t),
+                ("n_exact", C.c_uint64)]
 
 
 class Info(C.Structure):
     _fields_ = [("name", C.c_char_p), ("unit", C.c_char_p), ("site_in", C.c_int), ("site_out", C.c_int), ("layer_in", C.c_int32), ("layer_out", C.c_int32),
-                ("d_in", C.c_int32), ("d_out", C.c_int32), ("d_sae", C.c_int32), ("k", C.c_int32)] + [(n, C.c_int32) for n in ("activation", "norm", "skip", "transcoder")] + \
+                ("d_in", C.c_int32), ("d_out", C.c_int32), ("d_sae", C.c_int32), ("k", C.c_int32)] + [(n, C.c_int32) for n in ("activation", "norm", "skip", "transcoder", "screen")] + \
                [("weight_type", C.c_char_p), ("index", C.c_int32), ("n_members", C.c_int32), ("isa", C.c_int), ("file_size", C.c_uint64)]
 
 
 class Options(C.Structure):  # qsae_sae_options
     _fields_ = [("alloc", C.c_void_p * 3), ("isa", C.c_int), ("no_mmap", C.c_int), ("verify", C.c_int), ("select", C.c_int), ("index", C.c_int32),
-                ("site", C.c_int), ("layer", C.c_int32), ("name", C.c_char_p)]
+                ("site", C.c_int), ("layer", C.c_int32), ("name", C.c_char_p), ("no_screen", C.c_int32)]
 
 
 class Sae:
