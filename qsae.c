@@ -669,8 +669,8 @@ typedef struct qs_group {
  *   w  [nr, n], rows row_bytes apart, n a multiple of 16    x [nt, n], rows xs apart    z [nt, nr], zs apart
  * axpy: y += a w, all [n], n a multiple of 16
  * silu_mul: g = g / (1 + exp(-g)) * u, all [n]        exp_sub: s = exp(s - m), [n]
- * pack: x [n] to integers, the last group filled up with zeros
- * mmq: as mm for integer weights, [0] Q8 and [1] Q4; x [nt, ng] groups */
+ * pack: x [n] to integers, the last group filled up with zeros; group g to out[g * step]
+ * mmq: as mm for integer weights, [0] Q8 and [1] Q4; x [ng, nt] groups: those of all tokens side by side */
 typedef struct qs_kernels {
     void (*mm[3])(const void *w, size_t ws, size_t nb, size_t kp, const float *x, size_t xs, size_t nt,
                   float *y, size_t ys);
@@ -679,7 +679,7 @@ typedef struct qs_kernels {
     void (*axpy[3])(float a, const void *w, size_t n, float *y);
     void (*silu_mul)(float *g, const float *u, size_t n);
     void (*exp_sub)(float *s, float m, size_t n);
-    void (*pack)(const float *x, size_t n, qs_group *out);
+    void (*pack)(const float *x, size_t n, qs_group *out, size_t step);
     void (*mmq[2])(const void *w, size_t ws, size_t nb, size_t ng, const qs_group *x, size_t nt, float *y,
                    size_t ys);
 } qs_kernels;
@@ -834,9 +834,10 @@ static void qs_pack_group(const float *x, size_t n, qs_group *g)
     }
 }
 
-static void qs_pack_scalar(const float *x, size_t n, qs_group *out)
+static void qs_pack_scalar(const float *x, size_t n, qs_group *out, size_t step)
 {
-    for (size_t at = 0; at < n; at += QS_GROUP) qs_pack_group(x + at, qs_min(n - at, QS_GROUP), out++);
+    for (size_t at = 0; at < n; at += QS_GROUP, out += step)
+        qs_pack_group(x + at, qs_min(n - at, QS_GROUP), out);
 }
 
 /* A Q4 superblock: 32 lines of 16 rows x 8 k, in byte 4 r + j the q + 8 of row r, k = 8 line + j (low half) and 8 line
@@ -872,7 +873,7 @@ static void qs_mmq_q8_scalar(const void *w, size_t ws, size_t nb, size_t ng, con
         for (size_t t = 0; t < nt; t++) {
             memset(y + t * ys + 16 * b, 0, 16 * sizeof *y);
             for (size_t g = 0; g < ng; g++)
-                qs_mmq_group((const uint8_t *)w + b * ws + g * QS_Q8_BYTES, x + t * ng + g, y + t * ys + 16 * b);
+                qs_mmq_group((const uint8_t *)w + b * ws + g * QS_Q8_BYTES, x + g * nt + t, y + t * ys + 16 * b);
         }
 }
 
@@ -885,7 +886,7 @@ static void qs_mmq_q4_scalar(const void *w, size_t ws, size_t nb, size_t ng, con
         for (size_t g = 0; g < ng; g++) {
             qs_unpack_scalar((const uint8_t *)w + b * ws + g * QS_Q4_BYTES, (uint8_t *)q8);
             for (size_t t = 0; t < nt; t++)
-                qs_mmq_group((const uint8_t *)q8, x + t * ng + g, y + t * ys + 16 * b);
+                qs_mmq_group((const uint8_t *)q8, x + g * nt + t, y + t * ys + 16 * b);
         }
     }
 }
@@ -1025,8 +1026,7 @@ static void qs_dots_drive(const qs_level *levels, const void *w, size_t ws, size
 #define QS_QTILE_TOKENS ((size_t)4)
 #define QS_QPANEL ((size_t)4) /* blocks that are unpacked together: they stay in the L1 cache */
 #define QS_QTILE_ARGS                                                                  \
-    const char *w, size_t ws, const qs_group *x, size_t xs, float *y, size_t ys,       \
-        size_t ahead
+    const char *w, size_t ws, const qs_group *x, float *y, size_t ys, size_t ahead
 typedef void qs_qtile(QS_QTILE_ARGS);
 
 typedef struct qs_qlevel {
@@ -1037,19 +1037,18 @@ typedef struct qs_qlevel {
 /* What an ISA has for integer weights. tokens: the largest tile of its levels. */
 typedef struct qs_qset {
     size_t tokens;
-    qs_qlevel q8[3];                                  /* ends with 1 block, all numbers of tokens */
+    qs_qlevel q8[4];                                  /* ends with 1 block, all numbers of tokens */
     qs_qlevel q4[2];                                  /* one token straight from Q4; or size 0: none */
     void (*unpack)(const char *w, char *out, size_t ahead); /* Q4 superblock to Q8 */
 } qs_qset;
 
 static void qs_mmq_tokens(const qs_qlevel *level, size_t most, const char *w, size_t ws,
-                          size_t ng, const qs_group *x, size_t nt, float *y, size_t ys,
-                          size_t ahead)
+                          const qs_group *x, size_t nt, float *y, size_t ys, size_t ahead)
 {
     for (size_t t = 0, tt; t < nt; t += tt, ahead = 0) {
         size_t tiles = (nt - t + most - 1) / most;
         tt = (nt - t + tiles - 1) / tiles;
-        level->tile[tt](w, ws, x + t * ng, ng, y + t * ys, ys, ahead);
+        level->tile[tt](w, ws, x + t, y + t * ys, ys, ahead);
     }
 }
 
@@ -1065,9 +1064,9 @@ static void qs_mmq_panel(const qs_qset *set, const qs_qlevel *level, size_t supe
         if (unpack) {
             for (size_t b = 0; b < level->size; b++)
                 set->unpack(p + b * ws, (char *)room + b * QS_Q8_BYTES, ahead);
-            qs_mmq_tokens(level, set->tokens, (const char *)room, QS_Q8_BYTES, ng, x + g, nt, y, ys, 0);
+            qs_mmq_tokens(level, set->tokens, (const char *)room, QS_Q8_BYTES, x + g * nt, nt, y, ys, 0);
         } else {
-            qs_mmq_tokens(level, set->tokens, p, ws, ng, x + g, nt, y, ys, ahead);
+            qs_mmq_tokens(level, set->tokens, p, ws, x + g * nt, nt, y, ys, ahead);
         }
     }
 }
@@ -1089,7 +1088,7 @@ static void qs_mmq_drive(const qs_qset *set, int q4, const void *w, size_t ws, s
 #define QS_QTILE(attr, name, body, nb, nt)                                             \
     attr static void name##_##nb##x##nt(QS_QTILE_ARGS)                                 \
     {                                                                                  \
-        body(nb, nt, w, ws, x, xs, y, ys, ahead);                                      \
+        body(nb, nt, w, ws, x, y, ys, ahead);                                          \
     }
 
 /* The entries for integer weights of the set QS_QSET_isa. */
@@ -1399,19 +1398,19 @@ QS_AVX2 static void qs_pack_full_avx2(const float *x, qs_group *g)
     }
 }
 
-static void qs_pack_avx2(const float *x, size_t n, qs_group *out)
+static void qs_pack_avx2(const float *x, size_t n, qs_group *out, size_t step)
 {
     size_t at = 0;
-    for (; n - at >= QS_GROUP; at += QS_GROUP) qs_pack_full_avx2(x + at, out++);
-    qs_pack_scalar(x + at, n - at, out);
+    for (; n - at >= QS_GROUP; at += QS_GROUP, out += step) qs_pack_full_avx2(x + at, out);
+    qs_pack_scalar(x + at, n - at, out, step);
 }
 
 /* nb blocks x nt tokens: 2 nb nt accumulators of 8 rows. Bytes become 16-bit numbers in place, k = 0, 2 and
  * 1, 3 of each row apart, and meet the X of these k. */
 QS_AVX2_INLINE void qs_mmq_tile_avx2(int nb, int nt, QS_QTILE_ARGS)
 {
-    __m256i c[8];
-    QS_UNROLL for (int i = 0; i < 2 * nb * nt; i++) c[i] = _mm256_setzero_si256();
+    __v8si c[8]; /* as __m256i gcc would store them all along */
+    QS_UNROLL for (int i = 0; i < 2 * nb * nt; i++) c[i] = (__v8si)_mm256_setzero_si256();
     for (size_t l = 0; l < 64; l++) {
         QS_UNROLL for (int b = 0; b < nb; b++) {
             const char *p = w + (size_t)b * ws + 64 * l;
@@ -1422,11 +1421,11 @@ QS_AVX2_INLINE void qs_mmq_tile_avx2(int nb, int nt, QS_QTILE_ARGS)
                 __m256i odd = _mm256_srai_epi16(v, 8);
                 QS_UNROLL for (int t = 0; t < nt; t++) {
                     int32_t pair[2];
-                    memcpy(pair, x[(size_t)t * xs].pairs + 4 * l, 8);
+                    memcpy(pair, x[t].pairs + 4 * l, 8);
                     __m256i s = _mm256_madd_epi16(even, _mm256_set1_epi32(pair[0]));
                     s = _mm256_add_epi32(s, _mm256_madd_epi16(odd, _mm256_set1_epi32(pair[1])));
                     int i = 2 * (b * nt + t) + h;
-                    c[i] = _mm256_add_epi32(c[i], s);
+                    c[i] = (__v8si)_mm256_add_epi32((__m256i)c[i], s);
                 }
             }
         }
@@ -1435,8 +1434,8 @@ QS_AVX2_INLINE void qs_mmq_tile_avx2(int nb, int nt, QS_QTILE_ARGS)
         int b = i / 2 / nt, t = i / 2 % nt, h = i % 2;
         __m256 a = _mm256_loadu_ps((const float *)(const void *)(w + (size_t)b * ws + 4096) + 8 * h);
         float *to = y + (size_t)t * ys + 16 * b + 8 * h;
-        a = _mm256_mul_ps(a, _mm256_set1_ps(x[(size_t)t * xs].scale));
-        _mm256_storeu_ps(to, _mm256_fmadd_ps(_mm256_cvtepi32_ps(c[i]), a, _mm256_loadu_ps(to)));
+        a = _mm256_mul_ps(a, _mm256_set1_ps(x[t].scale));
+        _mm256_storeu_ps(to, _mm256_fmadd_ps(_mm256_cvtepi32_ps((__m256i)c[i]), a, _mm256_loadu_ps(to)));
     }
 }
 
@@ -1688,29 +1687,26 @@ QS_VNNI_INLINE void qs_scaled_vnni(__m512i s, const char *p, float scale, float 
 QS_VNNI_INLINE void qs_mmq_tile_vnni(int nb, int nt, QS_QTILE_ARGS)
 {
     const __m512i flip = _mm512_set1_epi8(-128);
-    __m512i c1[12], c2[12], v1[4], v2[4];
-    QS_UNROLL for (int i = 0; i < nb * nt; i++) c1[i] = c2[i] = _mm512_setzero_si512();
+    __v16si c[24]; /* the two planes side by side. As __m512i gcc would store them all along */
+    __m512i v[12];
+    QS_UNROLL for (int i = 0; i < 2 * nb * nt; i++) c[i] = (__v16si)_mm512_setzero_si512();
     for (size_t l = 0; l < 64; l++) {
-        QS_UNROLL for (int t = 0; t < nt; t++) {
-            v1[t] = qs_quad_vnni(x[(size_t)t * xs].p1 + 4 * l);
-            v2[t] = qs_quad_vnni(x[(size_t)t * xs].p2 + 4 * l);
-        }
         QS_UNROLL for (int b = 0; b < nb; b++) {
-            const char *p = w + (size_t)b * ws + 64 * l;
-            QS_FETCH(p, ahead);
-            __m512i wv = _mm512_xor_si512(_mm512_loadu_si512(p), flip);
-            QS_UNROLL for (int t = 0; t < nt; t++) {
-                int i = b * nt + t;
-                c1[i] = _mm512_dpbusd_epi32(c1[i], wv, v1[t]);
-                c2[i] = _mm512_dpbusd_epi32(c2[i], wv, v2[t]);
+            QS_FETCH(w + (size_t)b * ws + 64 * l, ahead);
+            v[b] = _mm512_xor_si512(_mm512_loadu_si512(w + (size_t)b * ws + 64 * l), flip);
+        }
+        QS_UNROLL for (int t = 0; t < 2 * nt; t++) {
+            __m512i xv = qs_quad_vnni((t % 2 ? x[t / 2].p2 : x[t / 2].p1) + 4 * l);
+            QS_UNROLL for (int b = 0; b < nb; b++) {
+                int i = 2 * b * nt + t;
+                c[i] = (__v16si)_mm512_dpbusd_epi32((__m512i)c[i], v[b], xv);
             }
         }
     }
     QS_UNROLL for (int i = 0; i < nb * nt; i++) {
         int b = i / nt, t = i % nt;
-        const qs_group *g = &x[(size_t)t * xs];
-        qs_scaled_vnni(qs_planes_vnni(c1[i], c2[i], 128 * g->sum), w + (size_t)b * ws + 4096, g->scale,
-                       y + (size_t)t * ys + 16 * b);
+        __m512i s = qs_planes_vnni((__m512i)c[2 * i], (__m512i)c[2 * i + 1], 128 * x[t].sum);
+        qs_scaled_vnni(s, w + (size_t)b * ws + 4096, x[t].scale, y + (size_t)t * ys + 16 * b);
     }
 }
 
@@ -1718,17 +1714,16 @@ QS_VNNI_INLINE void qs_mmq_tile_vnni(int nb, int nt, QS_QTILE_ARGS)
 QS_VNNI_INLINE void qs_mmq4_tile_vnni(int nb, int nt, QS_QTILE_ARGS)
 {
     const __m512i low = _mm512_set1_epi8(15);
-    __m512i sum[4], m[4];
+    __v16si sum[4], m[4];
     (void)nt;
-    (void)xs;
     (void)ys;
     QS_UNROLL for (int b = 0; b < nb; b++) {
-        sum[b] = _mm512_setzero_si512();
-        m[b] = _mm512_loadu_si512(w + (size_t)b * ws + 2048);
+        sum[b] = (__v16si)_mm512_setzero_si512();
+        m[b] = (__v16si)_mm512_loadu_si512(w + (size_t)b * ws + 2048);
     }
     for (size_t i = 0; i < 8; i++) {
-        __m512i c1[4], c2[4];
-        QS_UNROLL for (int b = 0; b < nb; b++) c1[b] = c2[b] = _mm512_setzero_si512();
+        __v16si c1[4], c2[4];
+        QS_UNROLL for (int b = 0; b < nb; b++) c1[b] = c2[b] = (__v16si)_mm512_setzero_si512();
         QS_UNROLL for (size_t l = 0; l < 4; l++) {
             const int8_t *p1 = x->p1 + 32 * i + 8 * l, *p2 = x->p2 + 32 * i + 8 * l;
             __m512i a1 = qs_quad_vnni(p1), a2 = qs_quad_vnni(p2);
@@ -1738,21 +1733,21 @@ QS_VNNI_INLINE void qs_mmq4_tile_vnni(int nb, int nt, QS_QTILE_ARGS)
                 QS_FETCH(p, ahead);
                 __m512i v = _mm512_loadu_si512(p);
                 __m512i lo = _mm512_and_si512(v, low), hi = _mm512_and_si512(_mm512_srli_epi16(v, 4), low);
-                c1[b] = _mm512_dpbusd_epi32(c1[b], lo, a1);
-                c2[b] = _mm512_dpbusd_epi32(c2[b], lo, a2);
-                c1[b] = _mm512_dpbusd_epi32(c1[b], hi, b1);
-                c2[b] = _mm512_dpbusd_epi32(c2[b], hi, b2);
+                c1[b] = (__v16si)_mm512_dpbusd_epi32((__m512i)c1[b], lo, a1);
+                c2[b] = (__v16si)_mm512_dpbusd_epi32((__m512i)c2[b], lo, a2);
+                c1[b] = (__v16si)_mm512_dpbusd_epi32((__m512i)c1[b], hi, b1);
+                c2[b] = (__v16si)_mm512_dpbusd_epi32((__m512i)c2[b], hi, b2);
             }
         }
         QS_UNROLL for (int b = 0; b < nb; b++) {
-            __m512i mi = _mm512_add_epi32(_mm512_and_si512(m[b], _mm512_set1_epi32(15)), _mm512_set1_epi32(1));
-            __m512i s = qs_planes_vnni(c1[b], c2[b], 8 * x->sums[i]);
-            sum[b] = _mm512_add_epi32(sum[b], _mm512_mullo_epi32(s, mi));
-            m[b] = _mm512_srli_epi32(m[b], 4);
+            __m512i mi = _mm512_add_epi32(_mm512_and_si512((__m512i)m[b], _mm512_set1_epi32(15)), _mm512_set1_epi32(1));
+            __m512i s = qs_planes_vnni((__m512i)c1[b], (__m512i)c2[b], 8 * x->sums[i]);
+            sum[b] = (__v16si)_mm512_add_epi32((__m512i)sum[b], _mm512_mullo_epi32(s, mi));
+            m[b] = (__v16si)_mm512_srli_epi32((__m512i)m[b], 4);
         }
     }
     QS_UNROLL for (int b = 0; b < nb; b++)
-        qs_scaled_vnni(sum[b], w + (size_t)b * ws + 2112, x->scale, y + 16 * b);
+        qs_scaled_vnni((__m512i)sum[b], w + (size_t)b * ws + 2112, x->scale, y + 16 * b);
 }
 
 QS_VNNI static void qs_unpack_vnni(const char *w, char *out, size_t ahead)
@@ -1776,20 +1771,24 @@ QS_VNNI static void qs_unpack_vnni(const char *w, char *out, size_t ahead)
     memcpy(out + 4096, w + 2112, 64);
 }
 
-QS_QTILE(QS_VNNI, qs_mmq_vnni, qs_mmq_tile_vnni, 8, 1)
+QS_QTILE(QS_VNNI, qs_mmq_vnni, qs_mmq_tile_vnni, 12, 1)
 QS_QTILE(QS_VNNI, qs_mmq_vnni, qs_mmq_tile_vnni, 4, 1)
 QS_QTILE(QS_VNNI, qs_mmq_vnni, qs_mmq_tile_vnni, 4, 2)
-QS_QTILE(QS_VNNI, qs_mmq_vnni, qs_mmq_tile_vnni, 4, 3)
+QS_QTILE(QS_VNNI, qs_mmq_vnni, qs_mmq_tile_vnni, 3, 2)
+QS_QTILE(QS_VNNI, qs_mmq_vnni, qs_mmq_tile_vnni, 3, 3)
+QS_QTILE(QS_VNNI, qs_mmq_vnni, qs_mmq_tile_vnni, 3, 4)
 QS_QTILE(QS_VNNI, qs_mmq_vnni, qs_mmq_tile_vnni, 1, 1)
 QS_QTILE(QS_VNNI, qs_mmq_vnni, qs_mmq_tile_vnni, 1, 2)
 QS_QTILE(QS_VNNI, qs_mmq_vnni, qs_mmq_tile_vnni, 1, 3)
+QS_QTILE(QS_VNNI, qs_mmq_vnni, qs_mmq_tile_vnni, 1, 4)
 QS_QTILE(QS_VNNI, qs_mmq4_vnni, qs_mmq4_tile_vnni, 4, 1)
 QS_QTILE(QS_VNNI, qs_mmq4_vnni, qs_mmq4_tile_vnni, 1, 1)
 static const qs_qset qs_qset_vnni = {
-    3,
-    {{8, {0, qs_mmq_vnni_8x1}},
-     {4, {0, qs_mmq_vnni_4x1, qs_mmq_vnni_4x2, qs_mmq_vnni_4x3}},
-     {1, {0, qs_mmq_vnni_1x1, qs_mmq_vnni_1x2, qs_mmq_vnni_1x3}}},
+    4,
+    {{12, {0, qs_mmq_vnni_12x1}},
+     {4, {0, qs_mmq_vnni_4x1, qs_mmq_vnni_4x2}},
+     {3, {0, 0, qs_mmq_vnni_3x2, qs_mmq_vnni_3x3, qs_mmq_vnni_3x4}},
+     {1, {0, qs_mmq_vnni_1x1, qs_mmq_vnni_1x2, qs_mmq_vnni_1x3, qs_mmq_vnni_1x4}}},
     {{4, {0, qs_mmq4_vnni_4x1}}, {1, {0, qs_mmq4_vnni_1x1}}},
     qs_unpack_vnni,
 };
@@ -1967,7 +1966,6 @@ QS_NEON_INLINE void qs_mmq_tile_neon(int nb, int nt, QS_QTILE_ARGS)
     (void)nb;
     (void)nt;
     (void)ws;
-    (void)xs;
     (void)ys;
     for (int i = 0; i < 8; i++) c[0][i] = c[1][i] = vdupq_n_s32(0);
     for (size_t l = 0; l < 64; l++) {
@@ -2037,8 +2035,8 @@ QS_DOT_INLINE void qs_mmq_tile_neondot(int nb, int nt, QS_QTILE_ARGS)
     for (size_t l = 0; l < 64; l += 4) {
         int8x16_t v1[3], v2[3];
         QS_UNROLL for (int t = 0; t < nt; t++) {
-            v1[t] = vld1q_s8(x[(size_t)t * xs].p1 + 4 * l);
-            v2[t] = vld1q_s8(x[(size_t)t * xs].p2 + 4 * l);
+            v1[t] = vld1q_s8(x[t].p1 + 4 * l);
+            v2[t] = vld1q_s8(x[t].p2 + 4 * l);
         }
 #define QS_DOT_LINE(lane)                                                              \
         QS_UNROLL for (int b = 0; b < nb; b++) {                                       \
@@ -2060,7 +2058,7 @@ QS_DOT_INLINE void qs_mmq_tile_neondot(int nb, int nt, QS_QTILE_ARGS)
     }
     QS_UNROLL for (int i = 0; i < 4 * nb * nt; i++) {
         int b = i / 4 / nt, t = i / 4 % nt, q = i % 4;
-        const qs_group *g = &x[(size_t)t * xs];
+        const qs_group *g = &x[t];
         float32x4_t a = vld1q_f32((const float *)(const void *)(w + (size_t)b * ws + 4096) + 4 * q);
         float32x4_t sum = vcvtq_f32_s32(vaddq_s32(vshlq_n_s32(c1[i], 8), c2[i]));
         float *to = y + (size_t)t * ys + 16 * b + 4 * q;
@@ -5603,7 +5601,7 @@ typedef struct qs_sae_scratch {
     float *y;      /* [out_ld up to 16] one output row; and the skip's */
     float *skip;
     qs_pair *heap; /* [QS_SAE_ROWS, 2 k] */
-    qs_group *packed;  /* [QS_SAE_ROWS, groups of d_in], for a screen */
+    qs_group *packed;  /* [groups of d_in, QS_SAE_ROWS], for a screen */
     uint32_t *checked; /* [units of QS_SAE_TILE features or rows]: values computed exactly */
 } qs_sae_scratch;
 
@@ -5674,14 +5672,14 @@ typedef struct qs_bound {
     float rest, norm; /* what multiplies rest_i and norm_i */
 } qs_bound;
 
-/* x [in_ld] and the same packed */
-static qs_bound qs_screen_bound(const qsae_sae *s, const float *x, const qs_group *g)
+/* x [in_ld] and the same packed, groups `step` apart */
+static qs_bound qs_screen_bound(const qsae_sae *s, const float *x, const qs_group *g, size_t step)
 {
     static const uint8_t place[4] = {0, 2, 1, 3};
     double length = sqrt(qs_dot_double(x, x, s->d_in)), lost = 0;
     double mu = ((double)(s->in_ld / 16) + (double)qs_groups(s->d_in) + 64) / 16777216.0;
     for (size_t j = 0; j < s->d_in; j++) {
-        const qs_group *of = &g[j / QS_GROUP];
+        const qs_group *of = &g[j / QS_GROUP * step];
         double d = (double)x[j] - (double)of->scale * of->pairs[j % QS_GROUP / 4 * 4 + place[j % 4]];
         lost += d * d;
     }
@@ -5819,9 +5817,8 @@ static uint64_t qs_encode_screened(const qsae_sae *s, const qs_sae_scratch *w, s
     job.w = w;
     job.nt = nt;
     for (size_t t = 0; t < nt; t++) {
-        qs_group *packed = w->packed + t * qs_groups(s->d_in);
-        s->kernels->pack(w->x + t * s->in_ld, s->d_in, packed);
-        job.bound[t] = qs_screen_bound(s, w->x + t * s->in_ld, packed);
+        s->kernels->pack(w->x + t * s->in_ld, s->d_in, w->packed + t, nt);
+        job.bound[t] = qs_screen_bound(s, w->x + t * s->in_ld, w->packed + t, nt);
     }
     qs_parallel(n_threads, qs_units(s), nt * s->in_ld * QS_SAE_TILE, qs_screen_task, &job);
     for (size_t t = 0; t < nt; t++) w->checked[qs_units(s) + t] = 0;
@@ -6068,7 +6065,7 @@ typedef struct qs_scratch {
     size_t att_size;
     float *head_x;     /* [QS_HEAD_ROWS, d_model] */
     float *head_y;     /* [QS_HEAD_ROWS, vocab_size] */
-    qs_group *packed;  /* [n_batch or QS_HEAD_ROWS, groups of the widest input], for integer weights */
+    qs_group *packed;  /* [groups of the widest input, n_batch or QS_HEAD_ROWS], for integer weights */
 } qs_scratch;
 
 typedef struct qs_captures qs_captures;
@@ -6826,22 +6823,22 @@ static void qs_mat_mul(const qs_kernels *k, const qs_mat *w, size_t b0, size_t b
 typedef struct qs_pack_job {
     const qs_kernels *k;
     const float *x;
-    size_t width, groups;
-    qs_group *out;
+    size_t width, n;
+    qs_group *out; /* [groups, n] */
 } qs_pack_job;
 
 static void qs_pack_task(void *arg, size_t lo, size_t hi, size_t thread)
 {
     const qs_pack_job *j = arg;
     (void)thread;
-    for (size_t r = lo; r < hi; r++) j->k->pack(j->x + r * j->width, j->width, j->out + r * j->groups);
+    for (size_t r = lo; r < hi; r++) j->k->pack(j->x + r * j->width, j->width, j->out + r, j->n);
 }
 
 /* x [n, kp] as the integer matrices of this model want it, into the scratch. */
 static void qs_pack_rows(const qs_pass *p, const float *x, size_t n, size_t kp)
 {
     if (!p->m->integers) return;
-    qs_pack_job job = {p->m->kernels, x, kp, qs_groups(kp), p->s->packed};
+    qs_pack_job job = {p->m->kernels, x, kp, n, p->s->packed};
     qs_parallel(p->n_threads, n, 4 * kp, qs_pack_task, &job);
 }
 

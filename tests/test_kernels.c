@@ -295,8 +295,8 @@ static void test_pack(const qs_kernels *q, const char *isa, size_t n, int kind)
     fill(x, n, kind);
     memset(out, 0x5A, sizeof out);
     memset(portable, 0xA5, sizeof portable);
-    q->pack(x, n, out);
-    qs_pack_scalar(x, n, portable);
+    q->pack(x, n, out, 1);
+    qs_pack_scalar(x, n, portable, 1);
     for (size_t g = 0; g < groups; g++) {
         ref_pack(x + g * QS_GROUP, n - g * QS_GROUP < QS_GROUP ? n - g * QS_GROUP : QS_GROUP, X, &scale);
         int32_t sum = 0;
@@ -343,7 +343,7 @@ static void test_mmq(const qs_kernels *q, const char *isa, int q4, size_t ng, si
     qs_group *packed = calloc(nt * ng + 1, sizeof *packed);
     fill(x, nt * n, extreme ? 0 : 1);
     for (size_t i = 0; extreme && i < nt * n; i++) x[i] = 1.0f;
-    for (size_t t = 0; t < nt; t++) qs_pack_scalar(x + t * n, n, packed + t * ng);
+    for (size_t t = 0; t < nt; t++) q->pack(x + t * n, n, packed + t, nt);
     for (size_t b = 0; b < nb; b++)
         for (size_t g = 0; g < ng; g++) fill_superblock(w + b * ws + g * super, q4, extreme);
     for (size_t i = 0; i <= nt * ys; i++) y[i] = z[i] = 77.0f;
@@ -352,7 +352,7 @@ static void test_mmq(const qs_kernels *q, const char *isa, int q4, size_t ng, si
             float sum = 0.0f;
             for (size_t g = 0; g < ng; g++) {
                 const uint8_t *p = w + row / 16 * ws + g * super;
-                const qs_group *X = packed + t * ng + g;
+                const qs_group *X = packed + g * nt + t;
                 const float *a = (const void *)(p + super - 64);
                 int64_t s = 0;
                 for (size_t k = 0; k < QS_GROUP; k++)
