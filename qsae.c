@@ -5145,6 +5145,7 @@ size_t qsae_utf8_complete(const char *text, size_t len)
 
 #define QS_SAE_ROWS 32 /* rows encoded per pass over the weights */
 #define QS_SAE_TILE 64 /* features per unit of work */
+#define QS_SCREEN_TILE 192 /* the same of a screen: 12 blocks, which suits the kernels */
 
 struct qsae_sae {
     qs_container file;
@@ -5592,7 +5593,7 @@ static void qs_keep_group_max(const qsae_sae *s, float *z)
     }
 }
 
-static size_t qs_units(const qsae_sae *s) { return (s->d_sae + QS_SAE_TILE - 1) / QS_SAE_TILE; }
+static size_t qs_screen_units(const qsae_sae *s) { return (s->d_sae + QS_SCREEN_TILE - 1) / QS_SCREEN_TILE; }
 
 /* The scratch of encode and decode. */
 typedef struct qs_sae_scratch {
@@ -5602,7 +5603,7 @@ typedef struct qs_sae_scratch {
     float *skip;
     qs_pair *heap; /* [QS_SAE_ROWS, 2 k] */
     qs_group *packed;  /* [groups of d_in, QS_SAE_ROWS], for a screen */
-    uint32_t *checked; /* [units of QS_SAE_TILE features or rows]: values computed exactly */
+    uint32_t *checked; /* [units of QS_SCREEN_TILE features, then rows]: values computed exactly */
 } qs_sae_scratch;
 
 static size_t qs_lay_sae_scratch(const qsae_sae *s, size_t n, void *base, qs_sae_scratch *to)
@@ -5616,7 +5617,7 @@ static size_t qs_lay_sae_scratch(const qsae_sae *s, size_t n, void *base, qs_sae
     to->skip = qs_cut(&c, d_out, sizeof(float));
     to->heap = qs_cut(&c, 2 * rows * (size_t)s->info.k, sizeof(qs_pair));
     to->packed = qs_cut(&c, s->info.has_screen ? rows * qs_groups(s->d_in) : 0, sizeof(qs_group));
-    to->checked = qs_cut(&c, s->info.has_screen ? qs_units(s) + rows : 0, sizeof(uint32_t));
+    to->checked = qs_cut(&c, s->info.has_screen ? qs_screen_units(s) + rows : 0, sizeof(uint32_t));
     return c.overflow ? SIZE_MAX : c.used;
 }
 
@@ -5708,27 +5709,38 @@ static float qs_exact_dot(const qsae_sae *s, size_t i, const float *x)
     return dot;
 }
 
-/* Features i0 .. i1 - 1 of row t: screen products in, values out. Returns how many were computed exactly. */
-static uint32_t qs_screen_unit(const qs_screen_job *j, size_t t, size_t i0, size_t i1)
+/* Which of features i .. i + 15 may fire, as bits; z: their screen products. Vectors are padded to 16. */
+static unsigned qs_screen_16(const qsae_sae *s, qs_bound b, size_t i, const float *z)
+{
+    float least[16] = {0};
+    int maybe[16], any = 0;
+    unsigned bits = 0;
+    if (s->theta) memcpy(least, s->theta + i, sizeof least);
+    for (size_t r = 0; r < 16; r++) {
+        float score = z[r] + s->b_enc[i + r], eps = qs_screen_eps(s, b, i + r, score);
+        maybe[r] = !((score + eps <= least[r]) & (eps < 1e30f));
+    }
+    for (size_t r = 0; r < 16; r++) any |= maybe[r];
+    for (size_t r = 0; r < 16 && any; r++) bits |= (unsigned)maybe[r] << r;
+    return bits;
+}
+
+/* Up to 16 features from i on of row t: screen products in, values out. Returns how many were computed exactly. */
+static uint32_t qs_screen_block(const qs_screen_job *j, size_t t, size_t i)
 {
     const qsae_sae *s = j->s;
     const float *x = j->w->x + t * s->in_ld;
-    float *z = j->w->z + t * qs_up16(s->d_sae);
-    uint8_t maybe[QS_SAE_TILE];
+    float *z = j->w->z + t * qs_up16(s->d_sae) + i;
+    size_t n = qs_min(16, s->d_sae - i);
+    unsigned bits = qs_screen_16(s, j->bound[t], i, z) & (unsigned)((1ul << n) - 1);
     uint32_t count = 0;
-    for (size_t i = i0; i < i1; i++) {
-        float score = z[i] + s->b_enc[i], eps = qs_screen_eps(s, j->bound[t], i, score);
-        float least = s->theta ? s->theta[i] : 0.0f;
-        maybe[i - i0] = !(score + eps <= least && eps < 1e30f);
-        count += maybe[i - i0];
+    for (unsigned b = bits; b; b &= b - 1) count++;
+    if (count > 4) { /* so many are cheaper together */
+        s->kernels->dots[s->enc_type](s->enc + i * s->enc_row, s->enc_row, n, s->in_ld, x, s->in_ld, 1, z, 16);
+        for (size_t r = 0; r < n; r++) z[r] = qs_feature_value(s, i + r, z[r]);
+        return (uint32_t)n;
     }
-    if (count > QS_SAE_TILE / 4) { /* so many are cheaper together */
-        s->kernels->dots[s->enc_type](s->enc + i0 * s->enc_row, s->enc_row, i1 - i0, s->in_ld, x, s->in_ld, 1, z + i0,
-                                      QS_SAE_TILE);
-        for (size_t i = i0; i < i1; i++) z[i] = qs_feature_value(s, i, z[i]);
-        return (uint32_t)(i1 - i0);
-    }
-    for (size_t i = i0; i < i1; i++) z[i] = maybe[i - i0] ? qs_feature_value(s, i, qs_exact_dot(s, i, x)) : 0.0f;
+    for (size_t r = 0; r < n; r++) z[r] = bits >> r & 1 ? qs_feature_value(s, i + r, qs_exact_dot(s, i + r, x)) : 0.0f;
     return count;
 }
 
@@ -5738,12 +5750,12 @@ static void qs_screen_task(void *arg, size_t lo, size_t hi, size_t thread)
     const qsae_sae *s = j->s;
     (void)thread;
     for (size_t u = lo; u < hi; u++) {
-        size_t i0 = u * QS_SAE_TILE, i1 = qs_min(i0 + QS_SAE_TILE, s->d_sae);
+        size_t i0 = u * QS_SCREEN_TILE, i1 = qs_min(i0 + QS_SCREEN_TILE, s->d_sae);
         s->kernels->mmq[0](s->screen.w + i0 / 16 * s->screen.block, s->screen.block, qs_up16(i1 - i0) / 16,
                            qs_groups(s->d_in), j->w->packed, j->nt, j->w->z + i0, qs_up16(s->d_sae));
         j->w->checked[u] = 0;
         for (size_t t = 0; t < j->nt && !qs_selects(s); t++)
-            j->w->checked[u] += qs_screen_unit(j, t, i0, i1);
+            for (size_t i = i0; i < i1; i += 16) j->w->checked[u] += qs_screen_block(j, t, i);
     }
 }
 
@@ -5805,7 +5817,7 @@ static void qs_screen_top_k_task(void *arg, size_t lo, size_t hi, size_t thread)
 {
     const qs_screen_job *j = arg;
     (void)thread;
-    for (size_t t = lo; t < hi; t++) j->w->checked[qs_units(j->s) + t] = qs_screen_top_k(j, t);
+    for (size_t t = lo; t < hi; t++) j->w->checked[qs_screen_units(j->s) + t] = qs_screen_top_k(j, t);
 }
 
 /* The values of nt normalised rows w->x into w->z, selected. Returns how many were computed exactly. */
@@ -5820,11 +5832,11 @@ static uint64_t qs_encode_screened(const qsae_sae *s, const qs_sae_scratch *w, s
         s->kernels->pack(w->x + t * s->in_ld, s->d_in, w->packed + t, nt);
         job.bound[t] = qs_screen_bound(s, w->x + t * s->in_ld, w->packed + t, nt);
     }
-    qs_parallel(n_threads, qs_units(s), nt * s->in_ld * QS_SAE_TILE, qs_screen_task, &job);
-    for (size_t t = 0; t < nt; t++) w->checked[qs_units(s) + t] = 0;
+    qs_parallel(n_threads, qs_screen_units(s), nt * s->in_ld * QS_SCREEN_TILE, qs_screen_task, &job);
+    for (size_t t = 0; t < nt; t++) w->checked[qs_screen_units(s) + t] = 0;
     if (qs_selects(s)) /* not GROUPMAX, which has no screen */
         qs_parallel(n_threads, nt, 16 * s->d_sae, qs_screen_top_k_task, &job);
-    for (size_t u = 0; u < qs_units(s) + nt; u++) checked += w->checked[u];
+    for (size_t u = 0; u < qs_screen_units(s) + nt; u++) checked += w->checked[u];
     return checked;
 }
 

@@ -34,7 +34,9 @@ static const char usage[] =
     "    prefill           prompts of 128, 512 and 2048 tokens. `n`: tokens\n"
     "    eval_many         2, 4 and 8 contexts, a token each at a time. `n`: contexts\n"
     "    capture_all       128 tokens, resid_post of every layer captured. `n`: 128\n"
-    "    sae_encode_dense  2048 x 16384, 32768, 65536; 1, 8, 128 rows. `n`: rows\n"
+    "    sae_encode        2048 x 16384, 32768, 65536; 1, 8, 128 rows. `n`: rows; with\n"
+    "                      the screen, whose `exact` rows are computed\n"
+    "    sae_encode_dense  the same without the screen\n"
     "  --seconds S       for each figure, about; default 2. Slow calls are made three\n"
     "                    times, or fewer if that is five times too long\n"
     "  --threads N       1..1024; default all processors\n"
@@ -134,7 +136,7 @@ static int take_only(bench_command *c, const char *text)
         if (bit < 0)
             return complain(CMD_USAGE,
                             "--only: '%.*s' is none of probe rss open decode prefill"
-                            " eval_many capture_all sae_encode_dense",
+                            " eval_many capture_all sae_encode sae_encode_dense",
                             (int)(len < 60 ? len : 60), text);
         c->setup.only |= (unsigned)bit;
         if (text[len] == '\0')
@@ -273,6 +275,8 @@ static void print_json(const bench_report *r)
         printf(",\"value\":%.6g,\"unit\":\"%s\"", b->value, b->unit);
         put_number("limit", b->limit);
         put_number("share", b->share);
+        if (b->exact >= 0)
+            put_number("exact", b->exact);
         printf(",\"samples\":[");
         for (size_t k = 0; k < b->n_samples; k++)
             printf("%s%.6g", k ? "," : "", b->samples[k]);
@@ -319,7 +323,10 @@ static void print_result(const bench_result *b)
     double scale = strcmp(b->unit, "bytes") == 0 ? 1e-6
                    : strcmp(b->unit, "s") == 0   ? 1e3
                                                  : 1;
-    printf("   %.4g..%.4g (%zu)\n", least * scale, most * scale, b->n_samples);
+    printf("   %.4g..%.4g (%zu)", least * scale, most * scale, b->n_samples);
+    if (b->exact >= 0)
+        printf(", %.2f %% exact", 100 * b->exact);
+    putchar('\n');
 }
 
 static void print_table(const bench_report *r)

@@ -4,6 +4,7 @@
 
 #include "bench_image.h"
 #include "bench_team.h"
+#include "screen.h"
 #include "checked.h"
 
 #include <math.h>
@@ -34,7 +35,8 @@ const image_shape *image_find_shape(const char *name)
 typedef enum fill_kind {
     FILL_RANDOM = 0, /* weights of rms about 1 / sqrt(cols) */
     FILL_CONSTANT,   /* a vector of `constant` */
-    FILL_ROPE        /* inverse frequencies of theta 1e6 */
+    FILL_ROPE,       /* inverse frequencies of theta 1e6 */
+    FILL_LATER       /* the screen of an SAE, from its encoder */
 } fill_kind;
 
 typedef struct part {
@@ -170,7 +172,7 @@ static void fill_share(void *arg, size_t t, size_t n)
         const part *s = &f->p->parts[i];
         uint8_t *at = f->data + s->t.offset;
         if (s->fill != FILL_RANDOM) {
-            if (t == 0)
+            if (t == 0 && s->fill != FILL_LATER)
                 fill_vector(s, at);
             continue;
         }
@@ -351,6 +353,49 @@ static float threshold(uint32_t d_in, uint32_t d_sae)
     return (float)(lo * spread);
 }
 
+/* Row r of a ROWS matrix as floats. */
+static void read_row(const part *s, const uint8_t *data, uint64_t r, float *out)
+{
+    const uint8_t *p = data + s->t.offset + r * (s->t.size / s->t.rows);
+    uint32_t u;
+    for (uint64_t k = 0; k < s->t.cols; k++) {
+        if (s->t.type == QSAE_TYPE_F32) {
+            memcpy(&u, p + 4 * k, 4);
+        } else {
+            uint16_t h;
+            memcpy(&h, p + 2 * k, 2);
+            u = (uint32_t)h << 16;
+        }
+        memcpy(out + k, &u, 4);
+    }
+}
+
+typedef struct screening {
+    const part *enc, *screen, *rest, *norm;
+    uint8_t *data;
+} screening;
+
+/* Every n-th panel of 16 features from the t-th on. */
+static void screen_share(void *arg, size_t t, size_t n)
+{
+    const screening *s = arg;
+    size_t I = (size_t)s->enc->t.cols, block = (I + 255) / 256 * 4160;
+    float *rows = malloc(16 * I * sizeof *rows);
+    for (size_t at = 16 * t; rows && at < s->enc->t.rows; at += 16 * n) {
+        double rest[16], norm[16];
+        for (size_t r = 0; r < 16; r++)
+            read_row(s->enc, s->data, at + r, rows + r * I);
+        screen_panel(rows, I, 16, I, s->data + s->screen->t.offset + at / 16 * block,
+                     rest, norm);
+        for (size_t r = 0; r < 16; r++) {
+            float bound[2] = {screen_bound(rest[r]), screen_bound(norm[r])};
+            memcpy(s->data + s->rest->t.offset + 4 * (at + r), &bound[0], 4);
+            memcpy(s->data + s->norm->t.offset + 4 * (at + r), &bound[1], 4);
+        }
+    }
+    free(rows);
+}
+
 int image_sae(uint32_t d_in, uint32_t d_sae, uint32_t type, int threads,
               image_file *out, char *err, size_t cap)
 {
@@ -365,6 +410,11 @@ int image_sae(uint32_t d_in, uint32_t d_sae, uint32_t type, int threads,
     add_vector(p, 1, QSAE_ROLE_B_ENC, d_sae, 0);
     add_vector(p, 1, QSAE_ROLE_THETA, d_sae, threshold(d_in, d_sae));
     add_vector(p, 1, QSAE_ROLE_B_DEC, d_in, 0);
+    add(p, 1, QSAE_ROLE_SCREEN, QSAE_TYPE_Q8, QSAE_LAYOUT_BLOCK16, d_sae, d_in,
+        FILL_LATER, 0);
+    const uint32_t f32 = QSAE_TYPE_F32, vec = QSAE_LAYOUT_VECTOR;
+    add(p, 1, QSAE_ROLE_SCREEN_REST, f32, vec, 1, d_sae, FILL_LATER, 0);
+    add(p, 1, QSAE_ROLE_SCREEN_NORM, f32, vec, 1, d_sae, FILL_LATER, 0);
     memset(&r, 0, sizeof r);
     strcpy(r.name, "random");
     r.site_in = r.site_out = QSAE_RESID_POST;
@@ -373,6 +423,9 @@ int image_sae(uint32_t d_in, uint32_t d_sae, uint32_t type, int threads,
     r.activation = QSAE_ACT_JUMPRELU;
     snprintf(what, sizeof what, "an SAE of %u x %u", (unsigned)d_in, (unsigned)d_sae);
     int bad = build(p, QSAE_KIND_SAE, &r, threads, 0, what, out, err, cap);
+    screening s = {&p->parts[0], &p->parts[5], &p->parts[6], &p->parts[7], out->data};
+    if (!bad)
+        team_run(threads, screen_share, &s);
     free(p);
     return bad;
 }

@@ -30,7 +30,7 @@ typedef struct image_file {
  * finite. Return 0, or -1 with err set: memory does not suffice for the image and `besides` bytes more (both numbers are named). */
 int image_model(const image_shape *shape, uint32_t type, int threads, uint64_t besides,
                 image_file *out, char *err, size_t cap);
-/* A JumpReLU SAE of resid_post of layer 0 of which about 64 features fire where the
+/* A JumpReLU SAE of resid_post of layer 0, with a screen, of which about 64 features fire where the
  * input's numbers have mean 0 and variance 1. type: F32 or BF16. */
 int image_sae(uint32_t d_in, uint32_t d_sae, uint32_t type, int threads,
               image_file *out, char *err, size_t cap);

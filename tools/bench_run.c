@@ -24,7 +24,8 @@
 #include <sys/resource.h>
 
 static const char *const names[BENCH_COUNT] = {
-    "rss", "open", "decode", "prefill", "eval_many", "capture_all", "sae_encode_dense"};
+    "rss", "open", "decode", "prefill", "eval_many", "capture_all", "sae_encode",
+    "sae_encode_dense"};
 
 const char *bench_name_text(bench_name name)
 {
@@ -118,6 +119,7 @@ static bench_result *add_result(bench *b, bench_name name, int64_t n, const char
 {
     bench_result *r = &b->report->results[b->report->n++];
     memset(r, 0, sizeof *r);
+    r->exact = -1;
     r->name = name;
     r->n = n;
     r->unit = unit;
@@ -557,7 +559,17 @@ static void fill_inputs(float *x, size_t n)
     }
 }
 
-static int run_width(bench *b, encoding *e, uint32_t type, uint32_t d_sae)
+/* What one call of n rows costs; `screened`: of the 8-bit copy, its scales included. */
+static work sae_work(int screened, uint32_t type, uint32_t d_sae, double n)
+{
+    double weights = (double)SAE_INPUT * d_sae;
+    work w = {0, 0, 0};
+    w.bytes = weights * (screened ? 4160.0 / 4096 : type == QSAE_TYPE_F32 ? 4 : 2);
+    *(screened ? &w.int_ops : &w.float_ops) = 2 * weights * n;
+    return w;
+}
+
+static int run_width(bench *b, encoding *e, bench_name name, uint32_t type, uint32_t d_sae)
 {
     static const size_t rows[] = {1, 8, SAE_ROWS};
     qsae_sae_info info;
@@ -571,37 +583,49 @@ static int run_width(bench *b, encoding *e, uint32_t type, uint32_t d_sae)
     if (!e->scratch)
         return complain(CMD_FAILED, "out of memory");
     for (size_t i = 0; i < 3 && code == CMD_OK; i++) {
-        bench_result *r = add_result(b, BENCH_SAE_DENSE, (int64_t)rows[i], "rows/s");
-        job j = {encode_step, e, (double)rows[i], {0, 0, 0}};
-        j.work.bytes = (double)SAE_INPUT * d_sae * (type == QSAE_TYPE_F32 ? 4 : 2);
-        j.work.float_ops = 2.0 * SAE_INPUT * d_sae * (double)rows[i];
+        bench_result *r = add_result(b, name, (int64_t)rows[i], "rows/s");
+        job j = {encode_step, e, (double)rows[i],
+                 sae_work(name == BENCH_SAE, type, d_sae, (double)rows[i])};
         e->n = rows[i];
         code = measure(b, r, &j);
+        if (name == BENCH_SAE)
+            r->exact = (double)e->out.n_exact / ((double)rows[i] * d_sae);
     }
     free(e->scratch);
     e->scratch = NULL;
     return code;
 }
 
-static int run_sae(bench *b, encoding *e, uint32_t d_sae)
+/* One way to encode with the SAE of this image. */
+static int run_open_sae(bench *b, encoding *e, bench_name name, const image_file *im,
+                        uint32_t type, uint32_t d_sae)
 {
-    char text[600];
     qsae_error err;
     qsae_sae_options o;
     qsae_sae *sae = NULL;
+    memset(&o, 0, sizeof o);
+    o.open.isa = b->setup->isa;
+    o.no_screen = name == BENCH_SAE_DENSE;
+    if (qsae_sae_open_memory(im->data, im->size, &o, &sae, &err) != QSAE_OK)
+        return complain_library(NULL, &err);
+    e->sae = sae;
+    int code = run_width(b, e, name, type, d_sae);
+    qsae_sae_close(sae);
+    return code;
+}
+
+static int run_sae(bench *b, encoding *e, uint32_t d_sae)
+{
+    static const bench_name both[] = {BENCH_SAE, BENCH_SAE_DENSE};
+    char text[600];
     image_file im = {NULL, 0};
     uint32_t type = b->setup->type == QSAE_TYPE_F32 ? QSAE_TYPE_F32 : QSAE_TYPE_BF16;
     if (image_sae(SAE_INPUT, d_sae, type, b->setup->threads, &im, text, sizeof text))
         return complain(CMD_FAILED, "%s", text);
-    memset(&o, 0, sizeof o);
-    o.open.isa = b->setup->isa;
     int code = CMD_OK;
-    if (qsae_sae_open_memory(im.data, im.size, &o, &sae, &err) != QSAE_OK)
-        code = complain_library(NULL, &err);
-    e->sae = sae;
-    if (code == CMD_OK)
-        code = run_width(b, e, type, d_sae);
-    qsae_sae_close(sae);
+    for (int i = 0; i < 2 && code == CMD_OK; i++)
+        if (b->setup->only & 1u << both[i])
+            code = run_open_sae(b, e, both[i], &im, type, d_sae);
     image_free(&im);
     return code;
 }
@@ -654,7 +678,8 @@ static int run_all(bench *b)
                                             run_capture_all};
     static const bench_name part_names[] = {BENCH_PREFILL, BENCH_EVAL_MANY,
                                             BENCH_CAPTURE_ALL};
-    unsigned only = b->setup->only, of_model = only & ~(1u << BENCH_SAE_DENSE);
+    const unsigned saes = 1u << BENCH_SAE | 1u << BENCH_SAE_DENSE;
+    unsigned only = b->setup->only, of_model = only & ~saes;
     int code = of_model ? prepare_model(b) : CMD_OK;
     if (code == CMD_OK && only & 1u << BENCH_RSS)
         code = run_rss(b);
@@ -670,7 +695,7 @@ static int run_all(bench *b)
     qsae_model_close(b->model);
     b->model = NULL;
     image_free(&b->image);
-    if (code == CMD_OK && only & 1u << BENCH_SAE_DENSE)
+    if (code == CMD_OK && only & saes)
         code = run_saes(b);
     return code;
 }

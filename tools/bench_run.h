@@ -13,6 +13,7 @@ typedef enum bench_name { /* in the order in which they are measured */
                           BENCH_PREFILL,
                           BENCH_EVAL_MANY,
                           BENCH_CAPTURE_ALL,
+                          BENCH_SAE,
                           BENCH_SAE_DENSE,
                           BENCH_COUNT
 } bench_name;
@@ -32,7 +33,7 @@ typedef struct bench_setup {
     int progress;    /* tell on stderr what is being measured */
 } bench_setup;
 
-enum { BENCH_SAMPLES = 16, BENCH_RESULTS = 32 };
+enum { BENCH_SAMPLES = 16, BENCH_RESULTS = 48 };
 
 typedef struct bench_result {
     bench_name name;
@@ -46,6 +47,7 @@ typedef struct bench_result {
     double samples[BENCH_SAMPLES];
     double limits[BENCH_SAMPLES]; /* of each sample, where there is a limit */
     size_t n_samples;
+    double exact; /* sae_encode: share of the encoder rows computed exactly; else -1 */
 } bench_result;
 
 typedef struct bench_report {

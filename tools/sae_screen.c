@@ -1,6 +1,6 @@
 /* The screen of an SAE file (FORMAT.md): a Q8 copy c_i of every encoder row e_i, |e_i - c_i| and |c_i|, from which
  * the library proves that most features cannot fire. Rows are read once more as they were written, so the bounds are
- * those of the stored numbers; they are rounded up. */
+ * those of the stored numbers. */
 
 #ifndef _POSIX_C_SOURCE
 #define _POSIX_C_SOURCE 200809L
@@ -10,9 +10,9 @@
 
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "quantize.h"
+#include "screen.h"
 
 #define SMALLEST 4096 /* features: with fewer the encoder is read in no time */
 
@@ -44,28 +44,6 @@ typedef struct screen {
     double *rest, *norm; /* [d_sae]: squares */
 } screen;
 
-/* Up to 16 rows from `row` on, whose values are rows[n, I]: what their copies lose and hold. */
-static void measure(screen *t, uint64_t row, uint64_t n, const float *rows)
-{
-    static const size_t width = QUANTIZE_COLS;
-    uint64_t I = t->s->record.d_in;
-    float panel[QUANTIZE_ROWS * QUANTIZE_COLS], copy[QUANTIZE_ROWS * QUANTIZE_COLS];
-    unsigned char block[QUANTIZE_Q8_BYTES];
-    for (uint64_t from = 0; from < I; from += width) {
-        uint64_t m = I - from < width ? I - from : width;
-        memset(panel, 0, sizeof panel);
-        for (uint64_t r = 0; r < n; r++)
-            memcpy(panel + r * width, rows + r * I + from, (size_t)m * sizeof *panel);
-        quantize_q8(panel, block);
-        dequantize_q8(block, copy);
-        for (uint64_t i = 0; i < n * width; i++) {
-            double lost = (double)panel[i] - copy[i];
-            t->rest[row + i / width] += lost * lost;
-            t->norm[row + i / width] += (double)copy[i] * copy[i];
-        }
-    }
-}
-
 static int fill(void *user, const qfile_part *p, float *out, char *err, size_t cap)
 {
     screen *t = user;
@@ -76,20 +54,19 @@ static int fill(void *user, const qfile_part *p, float *out, char *err, size_t c
         if (!isfinite(out[i]))
             return 0; /* the writer says where */
     for (uint64_t r = 0; r < p->n_rows; r += QUANTIZE_ROWS)
-        measure(t, p->row + r,
-                p->n_rows - r < QUANTIZE_ROWS ? p->n_rows - r : QUANTIZE_ROWS,
-                out + r * I);
+        screen_panel(out + r * I, (size_t)I,
+                     p->n_rows - r < QUANTIZE_ROWS ? p->n_rows - r : QUANTIZE_ROWS, I,
+                     NULL, t->rest + p->row + r, t->norm + p->row + r);
     return 0;
 }
 
-/* Square roots, never too small: a millionth more covers the sum in double and the rounding. */
 static int write_bound(const screen *t, qfile *q, const double *squares)
 {
     size_t F = t->s->record.d_sae;
     float *v = malloc(F * sizeof *v);
     int status = v ? 0 : err_set(t->s->err, t->s->cap, "out of memory");
     for (size_t i = 0; i < F && !status; i++) {
-        v[i] = (float)(sqrt(squares[i]) * 1.000001);
+        v[i] = screen_bound(squares[i]);
         if (!isfinite(v[i]))
             status = err_set(t->s->err, t->s->cap,
                              "feature %zu: its encoder row is too long for a screen "
