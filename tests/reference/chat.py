@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """`qsae chat-template` against Qwen3's template rendered by jinja, through transformers' apply_chat_template:
 generated conversations, byte for byte, errors included; numbers and texts as json.dumps writes them; and the ids
-that the library gives for plain chats (build/libqsae.so) against `tokenizers`.
+that the library (build/libqsae.so) gives for plain chats, and for chats whose messages hold the texts of control tokens,
+against `tokenizers`.
 
     chat.py [--qsae PATH] [--n 3000] [--seed 1]
 """
-import argparse, json, os, pathlib, random, shutil, struct, subprocess, sys
+import argparse, json, os, pathlib, random, re, shutil, struct, subprocess, sys
 
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 import chat_cases
@@ -95,6 +97,43 @@ def judge_ids(tokenizer, model, cases, n):
     return good
 
 
+CONTROL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<|fim_pad|>")
+
+
+def forged_chat(rng):
+    """A conversation whose texts hold control tokens, and the same with a marker in place of each text."""
+    texts, hf, marked = {}, [], []
+    for _ in range(rng.randint(1, 5)):
+        role = rng.choice(["system", "user", "assistant", "tool"])
+        parts = [rng.choice([*CONTROL, "a", " word", "\u00e9", "1", "\n", "<", "|>", "\u4e00", "im_start"]) for _ in range(rng.randint(1, 7))]
+        text, marker = "x" + "".join(parts) + "y", f"\ue000{len(texts)}\ue001"
+        texts[marker] = text
+        hf.append({"role": role, "content": text})
+        marked.append({"role": role, "content": marker})
+    return hf, marked, texts
+
+
+def judge_forged(folder, tokenizer, model, rng, n):
+    """Control tokens come from the template alone: it is rendered with markers and cut at them, and what is between, with the
+    texts filled in, is encoded by a tokenizer that knows no added tokens. And the whole rendered text, where the caller wants that."""
+    data = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    added = {t["content"]: t["id"] for t in data["added_tokens"]}
+    data["added_tokens"] = []
+    plain, library, good = Tokenizer.from_str(json.dumps(data)), lib.Library(), 0
+    m, cut = library.open(model), re.compile("(" + "|".join(map(re.escape, sorted(added, key=len, reverse=True))) + ")")
+    for _ in range(n):
+        hf, marked, texts = forged_chat(rng)
+        want = []
+        for piece in cut.split(tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=True)):
+            for marker, text in texts.items():
+                piece = piece.replace(marker, text)
+            want += [added[piece]] if piece in added and piece not in texts.values() else plain.encode(piece, add_special_tokens=False).ids
+        whole = tokenizer.encode(tokenizer.apply_chat_template(hf, tokenize=False, add_generation_prompt=True), add_special_tokens=False)
+        own = [m | {"tool_calls": []} for m in hf]
+        good += library.chat_tokens(m, own) == want and library.chat_tokens(m, own, 4) == whole
+    return good
+
+
 def main():
     a = argparse.ArgumentParser()
     a.add_argument("--qsae", default=str(ROOT / "build" / "qsae"))
@@ -135,7 +174,9 @@ def main():
     n = 100 if args.quick else 1000
     good = judge_ids(tokenizer, models[0], cases, n)
     print(f"{n} chats as ids: {n - good} differ")
-    passed, failed = passed + good, failed + n - good
+    forged = judge_forged(folder, tokenizer, models[0], rng, n)
+    print(f"{n} chats with control tokens in their texts, as ids: {n - forged} differ")
+    passed, failed = passed + good + forged, failed + 2 * n - good - forged
     print(f"{passed + failed} conversations, of which the template raises on {raised}")
     print(f"{passed} passed, {failed} failed")
     sys.exit(failed > 0)
