@@ -611,13 +611,13 @@ static void check_quantized(const subject *s, uint32_t type)
         {"padding column", QSAE_TYPE_Q8, QSAE_ROLE_EMBED, 0, 2, 1, "padding is not zero"},
         {"padding column of a later group", QSAE_TYPE_Q8, QSAE_ROLE_DOWN, 1, 1, 1, "tensor down (group 1): rows 0.., columns 256..: padding"},
         {"scale of a padding row", QSAE_TYPE_Q8, QSAE_ROLE_EMBED, 1, 4096 + 63, 1, "a scale is zero and its weights are not"},
-        {"negative scale", QSAE_TYPE_Q8, QSAE_ROLE_EMBED, 0, 4096 + 3, 0xbf, "a scale is negative or not finite"},
-        {"minus zero", QSAE_TYPE_Q8, QSAE_ROLE_EMBED, 0, 4096 + 63, 0x80, "a scale is negative or not finite"},
+        {"negative scale", QSAE_TYPE_Q8, QSAE_ROLE_EMBED, 0, 4096 + 3, 0xbf, "a scale is negative or a weight not finite"},
+        {"minus zero", QSAE_TYPE_Q8, QSAE_ROLE_EMBED, 0, 4096 + 63, 0x80, "a scale is negative or a weight not finite"},
         {"padding rows", QSAE_TYPE_Q4, QSAE_ROLE_EMBED, 1, 4, 0x89, "tensor embed (group 0): rows 16.., columns 0..: padding"},
         {"padding columns", QSAE_TYPE_Q4, QSAE_ROLE_EMBED, 0, 31 * 64, 0x98, "padding is not zero"},
-        {"m of a padding row", QSAE_TYPE_Q4, QSAE_ROLE_EMBED, 1, 2048 + 4, 1, "a row of zeros has multipliers"},
+        {"m of a padding row", QSAE_TYPE_Q4, QSAE_ROLE_EMBED, 1, 2048 + 4, 1, "32 zeros have a multiplier"},
         {"scale of a padding row", QSAE_TYPE_Q4, QSAE_ROLE_EMBED, 1, 2112 + 7, 0x3f, "a scale is zero and its weights are not"},
-        {"negative scale", QSAE_TYPE_Q4, QSAE_ROLE_EMBED, 0, 2112 + 3, 0xbf, "a scale is negative or not finite"},
+        {"negative scale", QSAE_TYPE_Q4, QSAE_ROLE_EMBED, 0, 2112 + 3, 0xbf, "a scale is negative or a weight not finite"},
         {"a weight", QSAE_TYPE_Q4, QSAE_ROLE_EMBED, 0, 0, 0xf0, NULL},
     };
     const size_t block = type == QSAE_TYPE_Q8 ? 4160 : 2176, scales = block - 64;
@@ -645,7 +645,7 @@ static void check_quantized(const subject *s, uint32_t type)
         qsae_error e;
         memcpy(t.image + tiny_find(t.image, 0, QSAE_ROLE_EMBED)->offset + scales, &bad[i], 4);
         tiny_rehash(t.image);
-        refused(&t, 1, QSAE_E_FORMAT, bad[i] ? "a scale is negative or not finite" : "a scale is zero", "bad scale");
+        refused(&t, 1, QSAE_E_FORMAT, bad[i] ? "a scale is negative or a weight not finite" : "a scale is zero", "bad scale");
         CHECK(open_image(&t, 0, &object, &e) == QSAE_OK);
         use(&t, object);
         close_object(&t, object);

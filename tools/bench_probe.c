@@ -1,10 +1,6 @@
 /* The probes of `qsae bench` (see bench_probe.h). Every one is a loop that the compiler
  * can neither shorten nor hoist, with enough independent chains to hide latencies. */
 
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE /* syscall, for the permission that AMX needs */
-#endif
-
 #include "bench_probe.h"
 #include "bench_team.h"
 
@@ -16,15 +12,6 @@
 #define PROBE_X86 1
 #include <cpuid.h>
 #include <immintrin.h>
-#if (defined(__clang__) && __clang_major__ >= 12) || \
-    (!defined(__clang__) && __GNUC__ >= 11)
-#define PROBE_AVXVNNI 1
-#if defined(__x86_64__) && defined(__linux__)
-#define PROBE_HAS_AMX 1
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-#endif
 #elif defined(__aarch64__)
 #define PROBE_NEON 1
 #include <arm_neon.h>
@@ -40,7 +27,7 @@ struct probe {
     int threads;
     uint8_t *memory; /* [bytes] */
     size_t bytes;
-    int avx2, avx512, avxvnni, vnni512, amx, dotprod;
+    int avx2, avx512, vnni512, dotprod;
     char name[64];
     probe_loop loop;
     double done[1024]; /* by thread; volatile would not be enough of a sink */
@@ -80,15 +67,6 @@ static void read_name(char *name) /* [49] */
         name[n - 1] = '\0';
 }
 
-#if defined(PROBE_HAS_AMX)
-/* Linux gives a process the tile registers only when it asks. */
-static int amx_allowed(void)
-{
-    enum { REQUEST = 0x1023, TILES = 18 };
-    return syscall(SYS_arch_prctl, REQUEST, TILES) == 0;
-}
-#endif
-
 static void detect(probe *p)
 {
     unsigned a = 0, b = 0, c = 0, d = 0, xcr0 = read_xcr0();
@@ -101,14 +79,6 @@ static void detect(probe *p)
     p->avx2 = (b >> 5) & 1;
     p->avx512 = p->avx2 && (b & 1u << 16) && (xcr0 & 0xE6) == 0xE6;
     p->vnni512 = p->avx512 && (c & 1u << 11);
-#if defined(PROBE_HAS_AMX)
-    unsigned tiles = 1u << 24 | 1u << 25; /* AMX-TILE, AMX-INT8 */
-    p->amx = (d & tiles) == tiles && (xcr0 & 0x60000) == 0x60000 && amx_allowed();
-#endif
-#if defined(PROBE_AVXVNNI)
-    if (p->avx2 && a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d))
-        p->avxvnni = (a >> 4) & 1;
-#endif
 }
 
 #else
@@ -354,72 +324,6 @@ vnni_avx512(probe *p, size_t t, size_t n)
     return 12.0 * 64 * 2 * ROUNDS;
 }
 
-#if defined(PROBE_AVXVNNI)
-__attribute__((target("avx2,avxvnni"))) static double vnni_avx2(probe *p, size_t t,
-                                                                size_t n)
-{
-    volatile int source = 0x01020304;
-    __m256i a = _mm256_set1_epi32(source), b = _mm256_set1_epi32(source + 1);
-    __m256i sum = _mm256_setzero_si256();
-    int32_t out[8];
-    (void)t;
-    (void)n;
-#define START(i) __m256i s##i = _mm256_set1_epi32(i);
-#define STEP(i)  s##i = _mm256_dpbusd_avx_epi32(s##i, a, b);
-#define SUM(i)   sum = _mm256_add_epi32(sum, s##i);
-    EACH_12(START)
-    for (int i = 0; i < ROUNDS; i++) {
-        EACH_12(STEP)
-    }
-    EACH_12(SUM)
-#undef START
-#undef STEP
-#undef SUM
-    _mm256_storeu_si256((void *)out, sum);
-    p->sink = (uint64_t)out[0];
-    return 12.0 * 32 * 2 * ROUNDS;
-}
-#endif
-
-#if defined(PROBE_HAS_AMX)
-/* Eight tiles of 16 rows x 64 bytes. Static: the intrinsic tells the compiler less than
- * the instruction reads, so that a local one could be left unwritten. */
-static const struct {
-    uint8_t palette, start, zero[14];
-    uint16_t bytes[16];
-    uint8_t rows[16];
-} tile_config = {
-    1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
-
-__attribute__((target("amx-tile,amx-int8"))) static double amx_int8(probe *p, size_t t,
-                                                                    size_t n)
-{
-    static const uint8_t tiles[4][1024] = {{1, 2, 3}, {4, 5, 6}, {7, 8}, {9}};
-    int32_t out[256];
-    (void)t;
-    (void)n;
-    _tile_loadconfig(&tile_config);
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (int i = 0; i < ROUNDS / 16; i++) {
-        _tile_loadd(4, tiles[0], 64);
-        _tile_loadd(5, tiles[1], 64);
-        _tile_loadd(6, tiles[2], 64);
-        _tile_loadd(7, tiles[3], 64);
-        _tile_dpbssd(0, 4, 6);
-        _tile_dpbssd(1, 4, 7);
-        _tile_dpbssd(2, 5, 6);
-        _tile_dpbssd(3, 5, 7);
-    }
-    _tile_stored(0, out, 64);
-    _tile_release();
-    p->sink = (uint64_t)out[0];
-    return 4.0 * 16 * 16 * 64 * 2 * (ROUNDS / 16);
-}
-#endif
-
 #elif defined(PROBE_NEON)
 
 static double fma_neon(probe *p, size_t t, size_t n)
@@ -477,28 +381,14 @@ static probe_loop choose(const probe *p, probe_kind kind, qsae_isa isa)
     const char *name = isa == QSAE_ISA_AUTO ? NULL : qsae_isa_name(isa);
     int any = !name;
 #if defined(PROBE_X86)
-    int wide =
-        p->avx512 && (any || !strncmp(name, "avx512", 6) || !strncmp(name, "amx", 3));
-    int dots = any || strstr(name, "vnni") || strstr(name, "amx");
+    int wide = p->avx512 && (any || !strncmp(name, "avx512", 6));
+    int dots = any || strstr(name, "vnni");
     int half = p->avx2 && (any || wide || !strncmp(name, "avx", 3));
     switch (kind) {
     case PROBE_READ: return wide ? read_avx512 : half ? read_avx2 : read_plain;
     case PROBE_FMA: return wide ? fma_avx512 : half ? fma_avx2 : fma_plain;
     case PROBE_MADD: return half ? madd_avx2 : NULL;
-    case PROBE_VNNI:
-        if (wide && dots && p->vnni512)
-            return vnni_avx512;
-#if defined(PROBE_AVXVNNI)
-        if (half && dots && p->avxvnni)
-            return vnni_avx2;
-#endif
-        return NULL;
-    case PROBE_AMX:
-#if defined(PROBE_HAS_AMX)
-        if (p->amx && (any || strstr(name, "amx")))
-            return amx_int8;
-#endif
-        return NULL;
+    case PROBE_VNNI: return wide && dots && p->vnni512 ? vnni_avx512 : NULL;
     default: return NULL;
     }
 #else

@@ -12,7 +12,6 @@ typedef enum probe_kind {
     PROBE_FMA,      /* f32 multiply-adds, counted as 2 */
     PROBE_MADD, /* int16 products added in pairs (AVX2 vpmaddwd + vpaddd), as 2 each */
     PROBE_VNNI, /* int8 dot products (VNNI; NEON dotprod), 2 a product */
-    PROBE_AMX,  /* int8 tile products fed from L1: 4 loads for 4 products, 2 each */
     PROBE_COUNT
 } probe_kind;
 

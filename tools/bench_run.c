@@ -62,9 +62,7 @@ typedef struct work {
 static double integer_peak(bench *b)
 {
     qsae_isa isa = b->report->isa;
-    double rate = probe_run(b->probe, PROBE_AMX, isa, 3);
-    if (rate == 0)
-        rate = probe_run(b->probe, PROBE_VNNI, isa, 3);
+    double rate = probe_run(b->probe, PROBE_VNNI, isa, 3);
     return rate > 0 ? rate / 2 : probe_run(b->probe, PROBE_MADD, isa, 3);
 }
 
