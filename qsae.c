@@ -5502,6 +5502,12 @@ static qs_row_norm qs_normalize(const qsae_sae *s, const float *x, float *to)
     return m;
 }
 
+const char *qsae_activation_name(qsae_activation a)
+{
+    static const char *const names[] = {NULL, "relu", "jumprelu", "topk", "gated", "groupmax", "topk-scaled"};
+    return (unsigned)a < sizeof names / sizeof names[0] ? names[a] : NULL;
+}
+
 /* Does a feature's value depend on other features? Then every feature must be computed. */
 static int qs_selects(const qsae_sae *s)
 {
