@@ -5,8 +5,9 @@
 . tests/lib.sh
 begin symbols
 
-# libc without output, environment, exit or process state; libm. What the compiler itself may
-# ask for (memory functions, stack protector, position-independent code) comes last.
+# libc without output, environment, exit or process state; libm; getauxval, which says what an
+# ARM processor has. What the compiler itself may ask for (memory functions, stack protector,
+# position-independent code) comes last.
 allowed='
 malloc free aligned_alloc posix_memalign
 open close read fstat mmap munmap madvise sysconf pread
@@ -16,7 +17,9 @@ sqrt sqrtf exp expf log logf sin cos sinf cosf pow powf tanh tanhf fma fmaf
 floor floorf ceil ceilf rint rintf nearbyintf ldexp ldexpf frexp
 memcpy memmove memset memcmp bcmp __memcpy_chk __memset_chk __memmove_chk
 __snprintf_chk __vsnprintf_chk __stack_chk_fail _GLOBAL_OFFSET_TABLE_
-open64 fstat64 mmap64 fopen64 fseeko64 ftello64 pread64'
+getauxval
+open64 fstat64 mmap64 fopen64 fseeko64 ftello64 pread64
+'
 
 object=$work/qsae.o
 check "cc -O2 -c qsae.c" $CC -O2 -c qsae.c -o "$object"

@@ -127,7 +127,7 @@ static int parse(extract_run *r, int argc, char **argv, int *help)
 
 static int check(extract_run *r)
 {
-    int activation = r->info.activation;
+    qsae_activation activation = r->info.activation;
     if (activation == QSAE_ACT_TOPK || activation == QSAE_ACT_TOPK_SCALED)
         return complain(
             CMD_FAILED,
