@@ -21,7 +21,7 @@
 
 #define FIXTURES "tests/fixtures/sae"
 
-static char folder[512], said[2048];
+static char folder[512], said[2048], told[4096]; /* stderr and stdout of the last */
 
 static const char *path_of(const char *name)
 {
@@ -49,7 +49,29 @@ static void remove_all(const char *path)
     rmdir(path);
 }
 
-/* `qsae convert IN -o out.qsae OPTIONS`; what it says on stderr is kept in `said`. */
+/* From here to give_back(), what goes to fd is written to a file. */
+static FILE *take_over(int fd, int *was, const char *name)
+{
+    FILE *f = fopen(path_of(name), "w+b");
+    fflush(fd == 1 ? stdout : stderr);
+    *was = dup(fd);
+    dup2(fileno(f), fd);
+    return f;
+}
+
+static void give_back(int fd, int was, FILE *f, const char *name, char *text,
+                      size_t cap)
+{
+    fflush(fd == 1 ? stdout : stderr);
+    dup2(was, fd);
+    close(was);
+    rewind(f);
+    text[fread(text, 1, cap - 1, f)] = 0;
+    fclose(f);
+    unlink(path_of(name));
+}
+
+/* `qsae convert IN -o out.qsae OPTIONS`; what it says is kept in `said` and `told`. */
 static int run_convert(const char *in, const char *options)
 {
     char copy[512], *argv[32], out[1024];
@@ -65,18 +87,11 @@ static int run_convert(const char *in, const char *options)
         argv[argc++] = word;
     argv[argc] = NULL;
     unlink(out);
-    fflush(stderr);
-    int was = dup(2);
-    FILE *f = fopen(path_of("stderr"), "w+b");
-    dup2(fileno(f), 2);
+    int was[2];
+    FILE *f = take_over(1, &was[0], "stdout"), *g = take_over(2, &was[1], "stderr");
     int code = cmd_convert(argc, argv);
-    fflush(stderr);
-    dup2(was, 2);
-    close(was);
-    rewind(f);
-    said[fread(said, 1, sizeof said - 1, f)] = 0;
-    fclose(f);
-    unlink(path_of("stderr"));
+    give_back(2, was[1], g, "stderr", said, sizeof said);
+    give_back(1, was[0], f, "stdout", told, sizeof told);
     return code;
 }
 
@@ -226,7 +241,8 @@ static float next_value(void)
 }
 
 /* One tensor of a list: "W_enc:11x6" of random F32, "b_enc:11", "k=3" for one number,
- * "b_enc:11!7" with a NaN at 7, "W_enc:11x6/I8" of another type (of zeros). */
+ * "b_enc:11!7" with a NaN at 7, "W_enc:11x6/I8" of another type (of zeros), "t:11/0" of
+ * zeros. */
 typedef struct item {
     char name[128];
     tensor_type type;
@@ -234,6 +250,7 @@ typedef struct item {
     uint64_t shape[3], n;
     float value; /* of a number */
     long odd;    /* -1: none */
+    int zeros;
 } item;
 
 static int parse_item(const char *word, item *t)
@@ -255,8 +272,10 @@ static int parse_item(const char *word, item *t)
     }
     if (*at == '!')
         t->odd = strtol(at + 1, &at, 10);
+    t->zeros = strcmp(at, "/0") == 0;
     if (*at == '/')
-        t->type = strcmp(at, "/I8") == 0    ? TENSOR_I8
+        t->type = strcmp(at, "/0") == 0     ? TENSOR_F32
+                  : strcmp(at, "/I8") == 0  ? TENSOR_I8
                   : strcmp(at, "/I64") == 0 ? TENSOR_I64
                                             : TENSOR_BOOL;
     return *word != 0;
@@ -272,7 +291,7 @@ static int write_item(st_writer *w, const item *t, char *err, size_t cap)
     size_t size = bytes_of(t);
     unsigned char *data = calloc((size_t)t->n + 1, 8);
     for (uint64_t i = 0; i < t->n && t->type == TENSOR_F32; i++) {
-        float v = t->rank ? next_value() : t->value;
+        float v = t->zeros ? 0 : t->rank ? next_value() : t->value;
         if ((long)i == t->odd)
             v = (float)NAN;
         memcpy(data + 4 * i, &v, 4);
@@ -348,6 +367,7 @@ static void refused(const char *in, const char *options, const char *message)
     "true,\"hook_point_in\":\"blocks.2.hook_resid_post\"," more "}"
 #define YAML(more) \
     "model_kind: transcoder_set\nfeature_input_hook: mlp.hook_in\nfeature_output_hook: mlp.hook_out\n" more
+#define GEMMA_0 "W_enc:6x11 W_dec:11x6 b_enc:11 b_dec:6 threshold:11/0"
 #define GEMMA "W_enc:6x11 W_dec:11x6 b_enc:11 b_dec:6 threshold:11"
 
 static const struct {
@@ -371,7 +391,6 @@ static const struct {
      "--family qwen-scope --k 3", "tensor scale is not known"},
     {NULL, NULL, "layer3.sae.safetensors", "W_enc:11x6 W_dec:6x11 b_enc:11",
      "--family qwen-scope --k 3", "tensor b_dec is missing"},
-    {NULL, NULL, "x.safetensors", QWEN, "--family llama", "--family: 'llama' is not"},
     {NULL, NULL, "x.safetensors", "weight:11x6", "",
      "which SAE family it is cannot be told from its tensors (weight [11, 6])"},
     {NULL, NULL, "x.safetensors", "W_enc:6x11 W_dec:11x6 b_enc:11 b_dec:6", "",
@@ -396,7 +415,7 @@ static const struct {
     {"config.json", DL_CFG("BatchTopKSAE"), "ae.pt", DL_TOPK "k=3 threshold=-1",
      "--k 4", "k is 3, --k says 4"},
     {"config.json", DL_CFG("BatchTopKSAE"), "ae.pt", DL_TOPK "k=3 threshold=1!0", "",
-     "tensor threshold: element [] is NaN"},
+     "tensor threshold is NaN"},
     {"config.json", DL_CFG("BatchTopKSAE"), "ae.pt", DL_TOPK "k=3 threshold:11", "",
      "threshold has shape [11], it must be one number"},
     {"config.json", DL_CFG("AutoEncoderTopK"), "ae.pt", DL_TOPK "k=0 threshold=1", "",
@@ -420,6 +439,11 @@ static const struct {
     {"config.json", DL_CFG("JumpReluAutoEncoder"), "ae.pt",
      "W_enc:6x11 W_dec:11x6 b_enc:11 b_dec:6 log_threshold:11", "",
      "tensor threshold is missing, which class JumpReluAutoEncoder has"},
+    {"config.json", DL_CFG("JumpReluAutoEncoder"), "ae.pt",
+     "W_enc:6x11 W_dec:11x6 b_enc:11 b_dec:6 threshold:11", "",
+     "tensor threshold: "},
+    {"config.json", DL_CFG("BatchTopKSAE"), "ae.pt", DL_TOPK "k=3 threshold=1",
+     "--negative-thresholds zero", "--negative-thresholds has no place"},
     {"config.json", DL_CFG("MatryoshkaBatchTopKSAE"), "ae.pt",
      "W_enc:6x11 W_dec:11x6 b_enc:11 b_dec:6 k=3 threshold=1 group_sizes:2/I64", "",
      "group_sizes has 0 at 0"},
@@ -585,8 +609,10 @@ static const struct {
     {"config.yaml", YAML(""), "layer_0.safetensors", TRACER, "--class AutoEncoder",
      "--class has no place"},
     /* Gemma-Scope */
-    {NULL, NULL, "params.safetensors", GEMMA, "--family gemma-scope",
-     "which site is meant is not clear"},
+    {NULL, NULL, "params.safetensors", GEMMA_0, "--family gemma-scope",
+     "which site and layer is meant is not clear: nothing in the file"},
+    {NULL, NULL, "params.safetensors", GEMMA,
+     "--family gemma-scope --site resid_post --layer 3", " of 11 are below 0, the first "},
     {NULL, NULL, "params.safetensors", "w_enc:6x11 w_dec:11x6 b_enc:11 b_dec:6", "",
      "tensor threshold is missing"},
     {NULL, NULL, "params.safetensors",
@@ -603,9 +629,9 @@ static const struct {
      "params.safetensors", GEMMA, "", "the key new is not known here"},
     {NULL, NULL, "params.safetensors", GEMMA,
      "--family gemma-scope --site resid_post "
-     "--layer 3 --k 3",
+     "--layer 3 --k 3 --negative-thresholds zero",
      "--k 3 has no place"},
-    {NULL, NULL, "params.safetensors", GEMMA,
+    {NULL, NULL, "params.safetensors", GEMMA_0,
      "--family gemma-scope --site resid_post "
      "--layer 3 --decoder-layout columns",
      "--decoder-layout has no place"},
@@ -617,7 +643,7 @@ static const struct {
      "W_enc:11x6 W_dec:11x6!65 b_enc:11 b_dec:6", "",
      "tensor W_dec: element [10, 5] is NaN"},
     {NULL, NULL, "params.safetensors",
-     "w_enc:6x11!25 w_dec:11x6 b_enc:11 b_dec:6 threshold:11",
+     "w_enc:6x11!25 w_dec:11x6 b_enc:11 b_dec:6 threshold:11/0",
      "--site resid_post --layer 3", "tensor w_enc: element [2, 3] is NaN"},
     {"config.yaml", YAML(""), "layer_0.safetensors",
      "W_enc:11x6 W_dec:11x6 b_enc:11 b_dec:6!4", "",
@@ -655,6 +681,56 @@ static void test_wrong(void)
         if (*wrong[i].weights)
             refused(path, wrong[i].options, wrong[i].message);
     }
+}
+
+/* What is taken, and what is said about it on the way. */
+static const struct {
+    const char *config, *text; /* NULL: none */
+    const char *weights, *tensors, *options, *message;
+} right[] = {
+    {NULL, NULL, "params.safetensors", GEMMA,
+     "--family gemma-scope --site resid_post --layer 3 --negative-thresholds zero",
+     " below 0 became 0 (--negative-thresholds zero)"},
+    /* a threshold of -0 is not below 0 */
+    {NULL, NULL, "params.safetensors", GEMMA_0,
+     "--family gemma-scope --site resid_post --layer 3", "SAE \""},
+    {"config.json", DL_CFG("JumpReluAutoEncoder"), "ae.pt",
+     "W_enc:6x11 W_dec:11x6 b_enc:11 b_dec:6 threshold:11",
+     "--negative-thresholds zero", " below 0 became 0"},
+    {"config.json",
+     SCOPIUM_CFG("\"act_fn\":\"jumprelu\",\"norm_activation\":\"inference\""),
+     "sae_weights.safetensors",
+     "W_E:6x11 W_D:11x6/0 b_E:11 b_D:6 activation_function.log_jumprelu_threshold:11", "",
+     "11 features whose decoder rows are zero never fire"},
+};
+
+static void test_right(void)
+{
+    char path[2048], in[1024];
+    snprintf(in, sizeof in, "%s", path_of("in"));
+    for (size_t i = 0; i < sizeof right / sizeof right[0]; i++) {
+        remove_all(in);
+        mkdir(in, 0777);
+        if (right[i].config) {
+            snprintf(path, sizeof path, "%s/%s", in, right[i].config);
+            write_text(path, right[i].text);
+        }
+        snprintf(path, sizeof path, "%s/%s", in, right[i].weights);
+        write_tensors(path, right[i].tensors);
+        if (!CHECK(run_convert(in, right[i].options) == CMD_OK &&
+                   strstr(told, right[i].message)))
+            fprintf(stderr, "    %s: said \"%s\", told \"%s\", wanted \"%s\"\n",
+                    right[i].weights, said, told, right[i].message);
+    }
+}
+
+/* Options that are wrong in themselves. */
+static void test_usage(void)
+{
+    CHECK(run_convert("nowhere", "--family foo") == CMD_USAGE &&
+          strstr(said, "--family: 'foo' is not saelens, qwen-scope"));
+    CHECK(run_convert("nowhere", "--negative-thresholds keep") == CMD_USAGE &&
+          strstr(said, "--negative-thresholds: 'keep' is not zero"));
 }
 
 /* Files that producers' libraries wrote and that are not taken. */
@@ -847,6 +923,8 @@ int main(int argc, char **argv)
     }
     test_fixtures();
     test_wrong();
+    test_right();
+    test_usage();
     test_bad_files();
     test_truncated();
     test_many_features();

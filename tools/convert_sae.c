@@ -28,6 +28,10 @@ static int check_options(const sae_source *s)
     if (o->decoder_layout && strcmp(s->family, circuit) != 0)
         return err_set(s->err, s->cap, "--decoder-layout has no place: it is for %s",
                        circuit);
+    if (o->negative_thresholds && !s->fold.gated_by_relu)
+        return err_set(s->err, s->cap,
+                       "--negative-thresholds has no place: it is for JumpReLU SAEs that "
+                       "have a threshold for each feature");
     if (o->dict_class && strcmp(s->family, dl) != 0)
         return err_set(s->err, s->cap, "--class has no place: it is for %s", dl);
     return 0;
@@ -228,12 +232,6 @@ int convert_sae(const char *const *paths, int n, const convert_options *o, char 
 {
     sae_unit *units = NULL;
     int n_units = 0, status = 0;
-    if (o->family && !sae_is_family(o->family))
-        return err_set(err, cap,
-                       "--family: '%.60s' is not saelens, qwen-scope, "
-                       "dictionary-learning, sparsify, llama-scope, llamascopium, "
-                       "circuit-tracer or gemma-scope",
-                       o->family);
     for (int i = 0; i < n && !status; i++)
         status = sae_find(paths[i], &units, &n_units, err, cap);
     if (!status)

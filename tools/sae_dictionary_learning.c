@@ -275,7 +275,7 @@ static int read_tensors(sae_source *s, const dict_class *c)
         return read_selection(s, c);
     if (r->activation != QSAE_ACT_JUMPRELU)
         return 0;
-    s->fold.negative_theta_is_zero = 1; /* relu(z (z > theta)) */
+    s->fold.gated_by_relu = 1; /* relu(z (z > theta)) */
     return sae_take(s, "threshold", 0, F, &s->theta);
 }
 

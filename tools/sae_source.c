@@ -80,7 +80,9 @@ int sae_get_bool(sae_source *s, const char *key, int *out)
 {
     const json_value *v = sae_get(s, s->cfg, key);
     if (v && !json_bool(v, out))
-        return sae_bad_config(s, "%s is %s, not true or false", key, sae_text(v).text);
+        return sae_bad_config(s, "%s is %s%s%s, not true or false", key,
+                              v->type == JSON_STRING ? "the string \"" : "",
+                              sae_text(v).text, v->type == JSON_STRING ? "\"" : "");
     return 0;
 }
 
@@ -359,10 +361,24 @@ int sae_set_place(sae_source *s, int out, int site, int layer, const char *key,
         convert_note("%s says %s, the options say otherwise: they are followed",
                      s->unit->config ? s->unit->config : key,
                      value ? name_z(value).text : "so");
+    /* --layer moves the whole of a transcoder that lies in one layer */
+    if (out && layer_option < 0 && layer >= 0 && layer == s->said_layer)
+        layer_option = o->layer;
+    if (!out)
+        s->said_layer = layer;
     if (site_option >= 0)
         site = site_option;
     if (layer_option >= 0)
         layer = layer_option;
+    if (!value && strcmp(key, "the site") == 0 && (site < 0 || layer < 0))
+        return sae_bad_file(s,
+                            "which %s is meant is not clear: nothing in the file or its "
+                            "folder's name says it; --site%s SITE and --layer%s N "
+                            "settle it",
+                            site >= 0    ? "layer"
+                            : layer >= 0 ? "site"
+                                         : "site and layer",
+                            suffix, suffix);
     if (site < 0 || layer < 0)
         return sae_bad_config(
             s,

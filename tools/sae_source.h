@@ -43,7 +43,7 @@ typedef struct sae_fold {
     double slack; /* TO_ENC: if every n_i is this near to 1, none is used */
     /* the source's names for what is done, for the META lines */
     const char *norms_name, *subtract_name, *scale_name;
-    int negative_theta_is_zero; /* else a threshold below 0 is refused */
+    int gated_by_relu; /* relu(z) where z > theta: --negative-thresholds zero is exact */
 } sae_fold;
 
 /* One SAE of the input, as it was found. All strings are owned. */
@@ -85,6 +85,7 @@ typedef struct sae_source {
 
     const tensor *used[24];
     int n_used;
+    int said_layer; /* where it reads, by the source; before the options */
     qfile_meta lines;
     char *err;
     size_t cap;

@@ -931,8 +931,9 @@ static int odd_element(const tensor *t, uint64_t i, char *err, size_t cap)
         index[0] = index[1];
         index[1] = first;
     }
-    return err_set(err, cap, "tensor %s: element %s is %s", name_z(t->name).text,
-                   tensor_shape_of(t->rank, index).text,
+    return err_set(err, cap, "tensor %s%s%s is %s", name_z(t->name).text,
+                   t->rank ? ": element " : "",
+                   t->rank ? tensor_shape_of(t->rank, index).text : "",
                    isnan(x)      ? "NaN"
                    : isfinite(x) ? "too large for f32"
                                  : "infinite");
