@@ -349,6 +349,9 @@ static void refused(const char *in, const char *options, const char *message)
 #define QWEN    "W_enc:11x6 W_dec:6x11 b_enc:11 b_dec:6"
 #define TRACER  "W_enc:11x6 W_dec:11x6 b_enc:11 b_dec:6"
 #define DL_TOPK "encoder.weight:11x6 decoder.weight:6x11 encoder.bias:11 b_dec:6 "
+#define NESTED                                                                      \
+    "ae.encoder.weight:11x6 ae.decoder.weight:6x11 ae.encoder.bias:11 ae.b_dec:6 " \
+    "ae.k=3 ae.threshold=1 "
 #define DL_REST \
     "\"activation_dim\":6,\"dict_size\":11,\"layer\":9,\"submodule_name\":\"resid_post_layer_9\"}}"
 #define DL_CFG(class) "{\"trainer\":{\"dict_class\":\"" class "\"," DL_REST
@@ -465,10 +468,13 @@ static const struct {
      "ae.pt", DL_TOPK "k=3 threshold=1", "",
      "submodule_name is attn_9: which site is meant is not clear"},
     {NULL, NULL, "ae.pt",
-     "ae.encoder.weight:11x6 ae.decoder.weight:6x11 ae.encoder.bias:11 ae.b_dec:6 ae.k=3 "
-     "ae.threshold=1 optimizer.x:3",
+     NESTED "optimizer.x:3",
      "--class BatchTopKSAE --site resid_post --layer 1",
      "its norm_factor is (absent): what its inputs were divided by is not known"},
+    {NULL, NULL, "ae.pt", NESTED "norm_factor:2 optimizer.x:3",
+     "--class BatchTopKSAE --site resid_post --layer 1", "its norm_factor is (absent)"},
+    {NULL, NULL, "ae.pt", NESTED "norm_factor=-1",
+     "--class BatchTopKSAE --site resid_post --layer 1", "its norm_factor is -1"},
     /* sparsify */
     {NULL, NULL, "sae.safetensors", SPARSE, "", "sparsify's cfg.json is not beside it"},
     {"cfg.json", SPARSE_CFG("\"activation\":\"topk\",\"k\":0"), "sae.safetensors",
@@ -697,6 +703,8 @@ static const struct {
     {"config.json", DL_CFG("JumpReluAutoEncoder"), "ae.pt",
      "W_enc:6x11 W_dec:11x6 b_enc:11 b_dec:6 threshold:11",
      "--negative-thresholds zero", " below 0 became 0"},
+    {NULL, NULL, "ae.pt", NESTED "step=3 norm_factor=2.5",
+     "--class BatchTopKSAE --site resid_post --layer 1", "jumprelu"},
     {"config.json",
      SCOPIUM_CFG("\"act_fn\":\"jumprelu\",\"norm_activation\":\"inference\""),
      "sae_weights.safetensors",
@@ -749,12 +757,26 @@ static void test_bad_files(void)
         {"turned.pt", "--k 3 --layer 1", "which SAE family it is cannot be told"},
         {"square.pt", "--k 3 --layer 1", "--family qwen-scope says that it is such"},
         {"nan.pt", "--k 3 --layer 1", "tensor b_enc: element [7] is NaN"},
+        {"beside-k.pt", "--k 4 --layer 1", "k is 3, --k says 4"},
+        {"beside-scale.pt", "--k 3 --layer 1",
+         "scale is 2 beside the tensors, which is not known here (--ignore-key scale"},
+        {"beside-config.pt", "--k 3 --layer 1", "cfg.d_in is 6 beside the tensors"},
+        {"beside-config.pt", "--k 3 --layer 1 --ignore-key cfg.d_in",
+         "cfg.activation is relu beside the tensors"},
+        {"beside-gelu.pt", "--layer 1", "activation is gelu beside the tensors"},
+        {"beside-text.pt", "--layer 1", "k is three, it must be a whole number"},
     };
     char path[1024];
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         snprintf(path, sizeof path, FIXTURES "/bad/%s", rows[i].name);
         refused(path, rows[i].options, rows[i].message);
     }
+    snprintf(path, sizeof path, FIXTURES "/bad/beside-k.pt");
+    CHECK(run_convert(path, "--layer 1 --site resid_post") == CMD_OK &&
+          strstr(told, "topk 3,"));
+    snprintf(path, sizeof path, FIXTURES "/bad/beside-config.pt");
+    CHECK(run_convert(path, "--layer 1 --k 2 --ignore-key cfg") == CMD_OK &&
+          strstr(told, "topk 2,"));
     /* a name is no content */
     write_text(path_of("text.safetensors"), "not tensors at all");
     refused(path_of("text.safetensors"), "", "not a file of tensors");

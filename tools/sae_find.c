@@ -344,7 +344,8 @@ static const char *find_prefix(const tensor_file *f)
             const char *name = tensors_at(f, i)->name;
             if (strncmp(name, prefixes[p], len) == 0)
                 hits++;
-            else if (strncmp(name, "optimizer.", 10) != 0)
+            else if (strncmp(name, "optimizer.", 10) != 0 &&
+                     strcmp(name, "norm_factor") != 0 && strcmp(name, "step") != 0)
                 other++;
         }
         if (hits && !other)

@@ -170,7 +170,8 @@ void sae_ignore(sae_source *s, const tensor *t);
 int sae_sizes(sae_source *s, const char *b_enc, const char *b_dec);
 /* Refuses d_sae = d_in where only --family could say which way the matrices lie. */
 int sae_not_square(sae_source *s);
-/* Every tensor was taken or ignored. */
+/* Every tensor was taken or ignored, and nothing else is in a .pt that could matter;
+ * after activation and k are known. */
 int sae_no_strangers(sae_source *s);
 
 /* Site and layer of "blocks.3.hook_resid_post", "model.layers.3.mlp", "layers.3"; each
