@@ -600,6 +600,30 @@ static const struct {
     {"config.yaml", YAML(""), "layer_0.safetensors",
      TRACER " activation_function.threshold=-0.5", "",
      "activation_function.threshold is -0.5, it cannot be below 0"},
+    {"config.yaml", YAML("k: 5\n"), "layer_0.safetensors", TRACER, "",
+     "k is 5, but activation is absent; --k 5 says that it is topk"},
+    {"config.yaml", YAML("k: 5\nactivation: relu\n"), "layer_0.safetensors", TRACER, "",
+     "k is 5, but activation is relu"},
+    {"config.yaml", YAML("scan: a\nscan: b\n"), "layer_0.safetensors", TRACER, "",
+     "the key scan appears twice"},
+    {"config.yaml", YAML("scan:\n  a: b\n"), "layer_0.safetensors", TRACER, "",
+     "the line \"  a: b\" under scan is not understood"},
+    {"config.yaml", YAML("transcoders: [layer_0.safetensors]\n"), "layer_0.safetensors",
+     TRACER, "", "transcoders is [layer_0.safetensors]; only a list of lines"},
+    {"config.yaml", YAML("transcoders:\n- layer_0\n- layer_0\n"), "layer_0.safetensors",
+     TRACER, "", "transcoders names layer_0.safetensors more than once"},
+    {"config.yaml", YAML("transcoders:\n- id: a\n  layer: x\n  filepath: layer_0\n"),
+     "layer_0.safetensors", TRACER, "", "transcoders: the layer of entry 0 is x"},
+    {"config.yaml", YAML("transcoders:\n- id: a\n  scale: 2\n"), "layer_0.safetensors",
+     TRACER, "", "transcoders: the key scale of entry 0 is not known here"},
+    {"config.yaml", YAML("transcoders:\n- {filepath: layer_0}\n"), "layer_0.safetensors",
+     TRACER, "", "transcoders: entry 0, \"{filepath: layer_0}\", is not understood"},
+    {"config.yaml", YAML("transcoders:\n- id: a\n"), "layer_0.safetensors", TRACER, "",
+     "transcoders: entry 0 has no path"},
+    {"config.yaml", YAML("transcoders:\n-\n"), "layer_0.safetensors", TRACER, "",
+     "transcoders: entry 0, \"\", is not understood"},
+    {"config.yaml", YAML("transcoders:\n  layer_0\n"), "layer_0.safetensors", TRACER, "",
+     "transcoders: the line \"  layer_0\" is not understood"},
     {"config.yaml", YAML("new: 1\n"), "layer_0.safetensors", TRACER, "",
      "the key new is not known here"},
     {"config.yaml", YAML("{a: b}\n"), "layer_0.safetensors", TRACER, "",
@@ -878,8 +902,29 @@ static void test_suites(void)
     write_tensors(path_of("in/layer_0.safetensors"), TRACER);
     write_tensors(path_of("in/layer_1.safetensors"), TRACER);
     write_tensors(path_of("in/layer_10.safetensors"), TRACER);
-    write_text(path_of("in/config.yaml"), YAML("scan: x\ntranscoders:\n- a\n  - b\n"));
+    write_text(path_of("in/config.yaml"), YAML("scan: x\n"));
     CHECK(run_convert(in, "") == CMD_OK && members() == 3);
+    CHECK(strstr(told, "mlp_input.10\", mlp_input of layer 10 to"));
+    write_text(path_of("in/config.yaml"),
+               "# circuit-tracer\n---\n" YAML(
+                   "scan: x\ntranscoders: # by layer\n"
+                   "- hf://o/r/layer_10.safetensors?revision=a1\r\n\n"
+                   "  # a comment\n  - \"a/layer_0.safetensors\" # b\n- layer_1\n"));
+    CHECK(run_convert(in, "") == CMD_OK && members() == 3);
+    CHECK(strstr(told, "makes layer_10.safetensors layer 0: it is followed"));
+    CHECK(strstr(told, "makes layer_1.safetensors layer 2: it is followed"));
+    CHECK(strstr(told, "makes layer_0.safetensors layer 1: it is followed"));
+    write_text(path_of("in/config.yaml"),
+               YAML("transcoders:\n- id: a\n  layer: 7\n  filepath: layer_0.safetensors\n"
+                    "- filepath: layer_1.safetensors\n  layer: 5\n"
+                    "- layer_10.safetensors\n"));
+    CHECK(run_convert(in, "") == CMD_OK && members() == 3);
+    CHECK(strstr(told, "makes layer_0.safetensors layer 7:"));
+    CHECK(strstr(told, "makes layer_1.safetensors layer 5:"));
+    CHECK(strstr(told, "makes layer_10.safetensors layer 2:"));
+    write_text(path_of("in/config.yaml"), YAML("transcoders:\n- layer_0.safetensors\n"));
+    refused(in, "", "in: config.yaml: transcoders names layer_1.safetensors nowhere");
+    write_text(path_of("in/config.yaml"), YAML("scan: x\n"));
     refused(in, "--layer 3", "go with one SAE, here are 3");
     refused(in, "--name x", "go with one SAE, here are 3");
     write_tensors(path_of("in/layer_11.safetensors"), QWEN " threshold:11");
