@@ -686,6 +686,11 @@ static const struct {
      "tensor b_enc has shape [11, 1], it must be"},
     /* configurations */
     {"cfg.json", "{", "sae.safetensors", SPARSE, "", "cfg.json: byte 1"},
+    {"cfg.json", "", "sae.safetensors", SPARSE, "", "cfg.json: the file is empty"},
+    {"cfg.json", "version https://git-lfs.github.com/spec/v1\n", "sae.safetensors", SPARSE,
+     "", "cfg.json: a pointer file of Git LFS"},
+    {"cfg.json", SPARSE_CFG("\"k\":3,\"transcode\":\"false\""), "sae.safetensors", SPARSE,
+     "", "transcode is the string \"false\", not true or false"},
     {"cfg.json", "[]", "sae.safetensors", SPARSE, "", "cfg.json: not a JSON object"},
     {"cfg.json", "{\"architecture\":\"topk\"}", "", "", "",
      "holds cfg.json and 0 files of tensors"},
@@ -724,6 +729,9 @@ static const struct {
     /* a threshold of -0 is not below 0 */
     {NULL, NULL, "params.safetensors", GEMMA_0,
      "--family gemma-scope --site resid_post --layer 3", "SAE \""},
+    {NULL, NULL, "layer3.sae.pt", "W_enc:6x6 W_dec:6x6 b_enc:6 b_dec:6",
+     "--family qwen-scope --k 3",
+     "note: d_sae = d_in = 6: which way the matrices lie is taken from the family's"},
     {"config.json", DL_CFG("JumpReluAutoEncoder"), "ae.pt",
      "W_enc:6x11 W_dec:11x6 b_enc:11 b_dec:6 threshold:11",
      "--negative-thresholds zero", " below 0 became 0"},
@@ -805,7 +813,10 @@ static void test_bad_files(void)
     write_text(path_of("text.safetensors"), "not tensors at all");
     refused(path_of("text.safetensors"), "", "not a file of tensors");
     write_text(path_of("empty.pt"), "");
-    refused(path_of("empty.pt"), "", "empty.pt");
+    refused(path_of("empty.pt"), "", "empty.pt: the file is empty");
+    write_text(path_of("pointer.pt"),
+               "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n");
+    refused(path_of("pointer.pt"), "", "pointer.pt: a pointer file of Git LFS");
 }
 
 /* Every fixture, cut somewhere, is refused. */
@@ -977,6 +988,46 @@ static void test_suites(void)
     remove_all(in);
     make_folder("in");
     refused(in, "", "neither config.json");
+    /* the root of a run of sparsify's trainer */
+    make_folder("in/layers.3");
+    write_text(path_of("in/layers.3/cfg.json"), SPARSE_CFG("\"k\":3"));
+    write_tensors(path_of("in/layers.3/sae.safetensors"), SPARSE);
+    write_tensors(path_of("in/state.pt"), "global_step=3");
+    write_tensors(path_of("in/optimizer_0.pt"), "x:3");
+    write_tensors(path_of("in/lr_scheduler_0.pt"), "x:3");
+    CHECK(run_convert(in, "") == CMD_OK && members() == 1);
+    write_tensors(path_of("in/other.pt"), "x:3");
+    refused(in, "", "in: other.pt: which SAE family it is cannot be told");
+    unlink(path_of("in/other.pt"));
+    /* what is broken one folder down is named with its folder */
+    write_text(path_of("in/layers.3/cfg.json"), SPARSE_CFG("\"k\":0"));
+    refused(in, "", "in/layers.3: cfg.json: k is 0");
+    remove_all(in);
+    make_folder("in");
+    make_folder("in/a");
+    write_text(path_of("in/a/config.json"), "{\"trainer\":");
+    write_tensors(path_of("in/a/ae.pt"), DL_TOPK "k=3 threshold=1");
+    refused(in, "", "in/a: config.json: byte 11");
+    /* names of folders that say something else */
+    remove_all(in);
+    make_folder("in");
+    make_folder("in/resid_pre_layer_8");
+    make_folder("in/resid_pre_layer_8/trainer_0");
+    write_text(path_of("in/resid_pre_layer_8/trainer_0/config.json"),
+               DL_CFG("AutoEncoderTopK"));
+    write_tensors(path_of("in/resid_pre_layer_8/trainer_0/ae.pt"),
+                  DL_TOPK "k=3 threshold=1");
+    CHECK(run_convert(in, "") == CMD_OK &&
+          strstr(told, "called resid_pre_layer_8, but the SAE is taken to read layer 9") &&
+          strstr(told, "called resid_pre_layer_8, but the SAE is taken to read resid_post"));
+    remove_all(in);
+    make_folder("in");
+    make_folder("in/SAE-L0_5");
+    write_tensors(path_of("in/SAE-L0_5/layer3.sae.pt"), QWEN);
+    CHECK(run_convert(in, "--family qwen-scope --k 3") == CMD_OK &&
+          strstr(told, "called SAE-L0_5, but --k is 3: --k is followed"));
+    CHECK(run_convert(in, "--family qwen-scope --k 5") == CMD_OK &&
+          !strstr(told, "note:"));
 }
 
 int main(int argc, char **argv)

@@ -149,6 +149,14 @@ int convert_read_json(const char *dir, const char *name, json_doc **doc, char *e
     size_t len;
     if (convert_read(dir, name, (uint64_t)16 << 20, &text, &len, err, cap))
         return -1;
+    int pointer = strncmp(text, "version https://git-lfs", 23) == 0;
+    if (len == 0 || pointer) {
+        free(text);
+        return err_set(err, cap, "%s: %s", name,
+                       pointer ? "a pointer file of Git LFS, not the file itself (git lfs "
+                                 "pull fetches it)"
+                               : "the file is empty");
+    }
     *doc = json_parse(text, len, why, sizeof why);
     free(text);
     if (!*doc)
@@ -429,6 +437,7 @@ static int only_tokenizer(const char *dir)
     return convert_exists(dir, "tokenizer.json");
 }
 
+/* Or something there that cannot be read: then it is said what. */
 static int has_saes(const char *dir)
 {
     sae_unit *list = NULL;
@@ -436,7 +445,7 @@ static int has_saes(const char *dir)
     char why[ERR_CAP];
     if (convert_exists(dir, "model.safetensors")) /* a model without its config.json */
         return 0;
-    int found = sae_find(dir, &list, &n, why, sizeof why) == 0 || n > 0;
+    int found = sae_find(dir, &list, &n, why, sizeof why) <= 0 || n > 0;
     sae_units_free(list, n);
     return found;
 }

@@ -123,7 +123,7 @@ static int find_config(const char *folder, const char **name, char *err, size_t 
     /* one that cannot be read says neither that it is an SAE's nor that it is not */
     if (convert_exists(folder, "config.json") &&
         convert_read_json(folder, "config.json", &doc, err, cap))
-        return -1;
+        return err_prefix(err, cap, "%s", name_z(folder).text);
     json_free(doc);
     const char *const list[] = {
         convert_exists(folder, "cfg.json") ? "cfg.json" : NULL,
@@ -264,6 +264,25 @@ static int find_weights(const char *folder, const char *config, const entries *e
     return *weights ? 0 : err_set(err, cap, "out of memory");
 }
 
+static int has_config_below(const char *folder, const entries *e)
+{
+    int yes = 0;
+    for (size_t i = 0; i < e->n && !yes; i++) {
+        char *path = convert_path(folder, e->name[i]);
+        yes = path && is_folder(path) && convert_exists(path, "cfg.json");
+        free(path);
+    }
+    return yes;
+}
+
+/* What sparsify's trainer saves beside the folders of its hookpoints. */
+static int is_of_trainer(const char *name)
+{
+    return strcmp(name, "state.pt") == 0 || strncmp(name, "optimizer", 9) == 0 ||
+           strncmp(name, "lr_scheduler", 12) == 0 ||
+           (strncmp(name, "rank_", 5) == 0 && ends_with(name, "_state.pt"));
+}
+
 static int find_folder(const char *folder, int depth, sae_unit **list, int *n,
                        char *err, size_t cap)
 {
@@ -278,6 +297,7 @@ static int find_folder(const char *folder, int depth, sae_unit **list, int *n,
     if (find_config(folder, &config, err, cap) || list_folder(folder, &e, err, cap))
         return -1;
     int one = config && strcmp(config, "config.yaml") != 0, status = 0;
+    int run = !config && has_config_below(folder, &e);
     if (one)
         status = find_weights(folder, config, &e, &weights, err, cap) ||
                  add_unit(list, n, folder, weights, config, err, cap);
@@ -287,7 +307,7 @@ static int find_folder(const char *folder, int depth, sae_unit **list, int *n,
             status = err_set(err, cap, "out of memory");
         else if (is_folder(path))
             status = find_folder(path, depth + 1, list, n, err, cap);
-        else if (is_weights(folder, e.name[i]))
+        else if (is_weights(folder, e.name[i]) && !(run && is_of_trainer(e.name[i])))
             status = add_unit(list, n, folder, copy_of(path), config, err, cap);
         free(path);
     }
@@ -328,7 +348,7 @@ int sae_find(const char *path, sae_unit **list, int *n, char *err, size_t cap)
     if (find_folder(path, 0, list, n, err, cap))
         return -1;
     if (*n == before)
-        return err_set(err, cap, "%s: no SAE is in it", name_z(path).text);
+        return err_set(err, cap, "%s: no SAE is in it", name_z(path).text), 1;
     return 0;
 }
 

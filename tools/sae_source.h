@@ -105,7 +105,8 @@ extern const sae_family sae_saelens, sae_qwen_scope, sae_dictionary_learning,
 
 /* ---- sae_find.c ---- */
 
-/* Appends the SAEs at `path`, a folder (searched through) or one file. */
+/* Appends the SAEs at `path`, a folder (searched through) or one file. 1: none is there,
+ * which err says too. */
 int sae_find(const char *path, sae_unit **list, int *n, char *err, size_t cap);
 void sae_units_free(sae_unit *list, int n);
 /* 1 if this config.json is an SAE's. */
