@@ -87,7 +87,7 @@ clean: ## remove the build folder
 	rm -rf "$(BUILD)"
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
 
 # ------------------------------------------------------------------------------- library
 

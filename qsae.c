@@ -2469,14 +2469,16 @@ static const char *qs_superblock_wrong(const uint8_t *p, uint32_t type, uint64_t
     for (uint64_t r = 0; r < 16; r++) {
         float a = room[1024 + r];
         uint8_t any = 0, any32[8] = {0}; /* in the row; in each 32 */
+        int most = 0;
         for (uint64_t k = 0; k < QS_GROUP; k++) {
             uint8_t w = q8[k / 4 * 64 + 4 * r + k % 4];
             any |= w;
             any32[k / 32] |= w;
+            most = abs((int8_t)w) > most ? abs((int8_t)w) : most;
             if (w && (r >= rows || k >= cols)) return "padding is not zero";
             if (w == 0x80 && type == QSAE_TYPE_Q8) return "a weight is -128";
         }
-        if (!(a >= 0.0f && qs_finite(a * 128.0f)) || (a == 0.0f && 1.0f / a < 0))
+        if (!(a >= 0.0f && qs_finite(a * (float)most)) || (a == 0.0f && 1.0f / a < 0))
             return "a scale is negative or a weight not finite";
         if ((a == 0.0f) != (any == 0)) return "a scale is zero and its weights are not, or the other way round";
         for (size_t i = 0; i < 8 && type == QSAE_TYPE_Q4; i++)
@@ -5498,6 +5500,12 @@ static qs_row_norm qs_normalize(const qsae_sae *s, const float *x, float *to)
         for (size_t j = 0; j < n; j++) to[j] = to[j] * m.in;
     if (s->info.is_transcoder) m.out = 1.0f, m.shift = 0.0f; /* a prediction has its own scale */
     return m;
+}
+
+const char *qsae_activation_name(qsae_activation a)
+{
+    static const char *const names[] = {NULL, "relu", "jumprelu", "topk", "gated", "groupmax", "topk-scaled"};
+    return (unsigned)a < sizeof names / sizeof names[0] ? names[a] : NULL;
 }
 
 /* Does a feature's value depend on other features? Then every feature must be computed. */

@@ -315,6 +315,9 @@ typedef enum qsae_activation {
     QSAE_ACT_TOPK_SCALED
 } qsae_activation;
 
+/* Lower-case name ("jumprelu", "topk-scaled", ...), or NULL if a is not a value of the enum. */
+QSAE_API const char *qsae_activation_name(qsae_activation a);
+
 typedef enum qsae_norm {
     QSAE_NORM_NONE = 0,
     QSAE_NORM_CONSTANT, /* x sqrt(d_in)/|x| in, and the inverse factor out (SAELens constant_norm_rescale) */

@@ -121,13 +121,21 @@ static int count_files(void)
 /* One bit of the temporary file, from outside. */
 static int damage(void *user, const qfile_part *p, float *out, char *e, size_t cap)
 {
-    char temp[900] = "";
+    char temp[900] = "", target[900];
     DIR *d = opendir(folder);
     for (struct dirent *entry; d && (entry = readdir(d)) != NULL;)
         if (strstr(entry->d_name, ".tmp-"))
             snprintf(temp, sizeof temp, "%s/%s", folder, entry->d_name);
     if (d)
         closedir(d);
+    for (int i = 3; i < 64 && !temp[0]; i++) { /* without a name: one of our own open files */
+        char own[32];
+        snprintf(own, sizeof own, "/proc/self/fd/%d", i);
+        ssize_t n = readlink(own, target, sizeof target - 1);
+        target[n > 0 ? n : 0] = 0;
+        if (strstr(target, " (deleted)") && strstr(target, "/#"))
+            strcpy(temp, own);
+    }
     FILE *f = fopen(temp, "r+b");
     if (CHECK(f != NULL)) {
         fseek(f, 64 + 256 + 128 + 70000, SEEK_SET);

@@ -466,7 +466,7 @@ static void test_nothing_left(void)
     const char *path = in_folder("never.st");
     st_writer *w = st_writer_create(path, err, sizeof err);
     CHECK(w && !st_writer_declare(w, "t", TENSOR_F32, 1, shape, err, sizeof err));
-    CHECK(count_files() == before + 1);
+    CHECK(count_files() <= before + 1); /* none where files without a name can be had */
     st_writer_abort(w);
     CHECK(count_files() == before);
     w = st_writer_create(path, err, sizeof err);

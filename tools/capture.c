@@ -2,6 +2,7 @@
 
 #include "cmd.h"
 #include "input.h"
+#include "output.h"
 #include "safetensors.h"
 
 #include <stdio.h>

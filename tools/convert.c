@@ -21,6 +21,7 @@
 #include "args.h"
 #include "check.h"
 #include "cmd.h"
+#include "output.h"
 #include "sae_source.h"
 #include "text.h"
 
@@ -407,22 +408,11 @@ static int take(convert_options *o, int *force, const args *a, int id)
     return status;
 }
 
-/* An existing file is replaced if it is a .qsae file: anything else may be dear to
- * someone. */
+/* The output exists: is it of our kind, or did the user say so? */
 static int may_replace(const char *path, int force)
 {
-    char magic[8] = {0};
-    struct stat st;
-    if (force || stat(path, &st) != 0)
-        return CMD_OK;
-    FILE *f = S_ISREG(st.st_mode) ? fopen(path, "rb") : NULL;
-    size_t n = f ? fread(magic, 1, 8, f) : 0;
-    if (f)
-        fclose(f);
-    if (!f || (n == 8 && memcmp(magic, QSAE_FILE_MAGIC, 8) == 0))
-        return CMD_OK; /* not a regular file: the writer says so */
-    return complain(CMD_FAILED,
-                    "%s exists and is not a .qsae file; --force replaces it", path);
+    return force ? CMD_OK
+                 : output_replaces(path, QSAE_FILE_MAGIC, 8, ".qsae file; --force replaces it");
 }
 
 /* Neither kind of folder: only a tokenizer? */
@@ -472,7 +462,7 @@ static int input_kind(const char *path, char *err, size_t cap)
         if (!f)
             return err_set(
                 err, cap,
-                "%.200s (not a folder, and not a file of tensors that can be "
+                "%.400s (not a folder, and not a file of tensors that can be "
                 "read)",
                 why);
         int gguf = tensors_container(f) == TENSORS_GGUF;

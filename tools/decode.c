@@ -2,6 +2,7 @@
 
 #include "checked.h"
 #include "cmd.h"
+#include "output.h"
 #include "npy.h"
 #include "rows.h"
 #include "sparse.h"

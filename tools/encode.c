@@ -2,6 +2,7 @@
 
 #include "checked.h"
 #include "cmd.h"
+#include "output.h"
 #include "rows.h"
 #include "sinks.h"
 #include "sparse.h"

@@ -2,6 +2,7 @@
 
 #include "export.h"
 #include "cmd.h"
+#include "output.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -71,6 +72,8 @@ static int check(const export_run *r)
                         "both itself");
     if (!vector && r->n_edits)
         return complain(CMD_USAGE, "--edit belongs to --format control-vector");
+    if (vector && output_replaces(r->out_path, "GGUF", 4, "GGUF file") != CMD_OK)
+        return CMD_FAILED;
     return output_check(r->out_path, r->sae_path, "the SAE");
 }
 

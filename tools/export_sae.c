@@ -256,8 +256,8 @@ static int saelens_check(const source *s)
     const char *arch = saelens_architecture(i);
     if (!arch)
         return complain(CMD_FAILED,
-                        "%.300s: SAELens has no architecture for activation %d",
-                        s->path, (int)i->activation);
+                        "%.300s: SAELens has no architecture for a %s SAE", s->path,
+                        qsae_activation_name(i->activation));
     if (is_transcoder(i) && !strstr(arch, "transcoder"))
         return complain(CMD_FAILED,
                         "%.300s: SAELens has transcoders with relu and jumprelu only, "

@@ -6,6 +6,7 @@
 
 #include "checked.h"
 #include "cmd.h"
+#include "output.h"
 #include "outfile.h"
 #include "qfile.h"
 #include "sae_choice.h"
@@ -127,18 +128,24 @@ static int parse(extract_run *r, int argc, char **argv, int *help)
 static int check(extract_run *r)
 {
     int activation = r->info.activation;
-    if (activation == QSAE_ACT_TOPK)
+    if (activation == QSAE_ACT_TOPK || activation == QSAE_ACT_TOPK_SCALED)
         return complain(
             CMD_FAILED,
-            "%.300s: a topk SAE chooses the %d largest of all its features, "
+            "%.300s: a %s SAE chooses the %d largest of all its features, "
             "so some of them alone do not say which would be active",
+            r->sae_path, qsae_activation_name(r->info.activation), (int)r->info.k);
+    if (activation == QSAE_ACT_GROUPMAX)
+        return complain(
+            CMD_FAILED,
+            "%.300s: a groupmax SAE chooses the largest of each of %d groups of its "
+            "features, so some of them alone do not say which would be active",
             r->sae_path, (int)r->info.k);
     if (activation != QSAE_ACT_RELU && activation != QSAE_ACT_JUMPRELU &&
         activation != QSAE_ACT_GATED)
         return complain(CMD_FAILED,
-                        "%.300s: its activation (%d) is not one whose features are "
+                        "%.300s: its activation, %s, is not one whose features are "
                         "known not to depend on each other",
-                        r->sae_path, activation);
+                        r->sae_path, qsae_activation_name(r->info.activation));
     for (uint32_t i = 0; i < r->n; i++)
         if (!sae_row(&r->numbers, r->wanted[i], &r->rows[i]))
             return sae_complain_number(&r->numbers, "--features", r->wanted[i]);
@@ -308,6 +315,8 @@ static int write_pack(extract_run *r)
 static int work(extract_run *r)
 {
     int code = output_check(r->out_path, r->sae_path, "the SAE");
+    if (code == CMD_OK)
+        code = output_replaces(r->out_path, QSAE_FILE_MAGIC, 8, ".qsae file");
     if (code == CMD_OK)
         code = sae_open_choice(&r->in, r->sae_path, &r->choice, &r->sae);
     if (code != CMD_OK)

@@ -45,8 +45,6 @@ static const args_option options[] = {
     {NULL, 0, 0, 0},
 };
 
-static const char *const activations[] = {"?",     "relu",     "jumprelu",   "topk",
-                                          "gated", "groupmax", "topk-scaled"};
 static const char *const norms[] = {"none", "constant", "layer"};
 static const char *const chat_formats[] = {"qwen3", "qwen3-later", "other"};
 static const char *const types[] = {"?", "f32", "bf16", "bytes", "q8", "q4"};
@@ -93,6 +91,9 @@ static const char *role_name(uint32_t role)
         {QSAE_ROLE_MAG_BIAS, "mag_bias"},
         {QSAE_ROLE_B_DEC, "b_dec"},
         {QSAE_ROLE_SKIP, "skip"},
+        {QSAE_ROLE_SCREEN, "screen"},
+        {QSAE_ROLE_SCREEN_REST, "screen_rest"},
+        {QSAE_ROLE_SCREEN_NORM, "screen_norm"},
     };
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
         if (names[i].role == role)
@@ -289,12 +290,12 @@ static void sae_json(const qsae_sae_info *s)
     printf(",\"layer_out\":%d,\"d_in\":%d,\"d_out\":%d,\"d_sae\":%d,\"k\":",
            s->layer_out, s->d_in, s->d_out, s->d_sae);
     printf(s->k ? "%d" : "null", s->k);
-    put_member("activation", NAME_OF(activations, (size_t)s->activation));
+    put_member("activation", qsae_activation_name(s->activation));
     put_member("norm", NAME_OF(norms, (size_t)s->norm));
     put_member("feature_unit", s->feature_unit);
     put_member("weight_type", s->weight_type);
-    printf(",\"skip\":%s,\"transcoder\":%s", s->has_skip ? "true" : "false",
-           s->is_transcoder ? "true" : "false");
+    printf(",\"skip\":%s,\"transcoder\":%s,\"screen\":%s", s->has_skip ? "true" : "false",
+           s->is_transcoder ? "true" : "false", s->has_screen ? "true" : "false");
 }
 
 static void sae_text(const qsae_sae_info *s)
@@ -306,13 +307,13 @@ static void sae_text(const qsae_sae_info *s)
     printf(", %d features of %d", s->d_sae, s->d_in);
     if (s->d_out != s->d_in)
         printf(" to %d", s->d_out);
-    printf(", %s", NAME_OF(activations, (size_t)s->activation));
+    printf(", %s", qsae_activation_name(s->activation));
     if (s->k)
         printf(" %d", s->k);
     if (s->norm != QSAE_NORM_NONE)
         printf(", %s norm", NAME_OF(norms, (size_t)s->norm));
-    printf(", %s units%s, %s\n", s->feature_unit, s->has_skip ? ", skip" : "",
-           s->weight_type);
+    printf(", %s units%s, %s%s\n", s->feature_unit, s->has_skip ? ", skip" : "",
+           s->weight_type, s->has_screen ? ", screen" : "");
 }
 
 /* Opens member i; the checksums of the first one cover the whole file. */

@@ -35,15 +35,6 @@ int parse_site(const char *text, int *site)
     return CMD_OK;
 }
 
-int output_check(const char *out, const char *source, const char *what)
-{
-    struct stat a, b;
-    if (source && stat(source, &a) == 0 && stat(out, &b) == 0 && a.st_dev == b.st_dev &&
-        a.st_ino == b.st_ino)
-        return complain(CMD_FAILED, "%.200s is %s: choose another output", out, what);
-    return CMD_OK;
-}
-
 /* ------------------------------------------------------------------------- options */
 
 static int take_isa(input *in, const char *text)
@@ -58,7 +49,9 @@ static int take_isa(input *in, const char *text)
         in->isa = (qsae_isa)i;
         return CMD_OK;
     }
-    return complain(CMD_USAGE, "--isa: '%.60s' is none of auto scalar avx2 avx512 neon",
+    return complain(CMD_USAGE,
+                    "--isa: '%.60s' is none of auto scalar avx2 avx512 avx512vnni neon "
+                    "neondot",
                     text);
 }
 

@@ -57,7 +57,7 @@ enum {
     "Running (no choice here changes a bit of the result):\n"                          \
     "  --threads N       1..1024; default all processors, 1 for a model below 64 MB\n" \
     "  --chunk N|all     tokens evaluated together; default 64\n"                      \
-    "  --isa NAME        auto, scalar, avx2, avx512, neon; default auto\n"             \
+    "  --isa NAME        auto, scalar, avx2, avx512, avx512vnni, neon, neondot\n"     \
     "  --no-verify       do not check the checksums of the weights\n"                  \
     "  --help            this text\n"
 /* clang-format on */
@@ -91,9 +91,6 @@ int sae_check_model(const char *path, const qsae_sae *sae, const qsae_model *mod
 
 /* CMD_FAILED after the complaint "path: text of err", or "text" if path is NULL. */
 int complain_library(const char *path, const qsae_error *err);
-/* Complains if the output is the source itself, under whatever name: it would be
-   replaced. `what` says what the source is. source may be NULL. */
-int output_check(const char *out, const char *source, const char *what);
 /* The site of that name, with --site in the complaint. */
 int parse_site(const char *text, int *site);
 

@@ -18,7 +18,7 @@ static const struct {
     const char *purpose;
 } commands[] = {
     {"convert", cmd_convert,
-     "a Hugging Face checkpoint or SAELens SAE folder to a .qsae file"},
+     "a checkpoint (Hugging Face, GGUF) or SAEs of any family to a .qsae file"},
     {"info", cmd_info, "what a .qsae file holds"},
     {"capture", cmd_capture, "activations of a text's tokens to a .safetensors file"},
     {"features", cmd_features, "the SAE features of every token of a text"},

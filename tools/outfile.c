@@ -1,5 +1,5 @@
-#ifndef _XOPEN_SOURCE
-#define _XOPEN_SOURCE 700 /* realpath */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* O_TMPFILE */
 #endif
 #define _FILE_OFFSET_BITS 64
 
@@ -18,7 +18,8 @@
 
 struct outfile {
     int fd, failed;
-    char *dest, *temp;
+    char *dest, *temp; /* temp: how the file can be opened before commit */
+    int nameless;      /* no directory has it yet */
     uint64_t size;      /* appended, with what is still in the buffer */
     size_t used;        /* of the buffer */
     int slot;           /* in live[], -1: none */
@@ -136,22 +137,55 @@ static char *destination(const char *path, char *err, size_t cap)
     return copy;
 }
 
-/* Opens dir/NAME.tmp-PID-N with the first N that is free. NAME is cut so that the name
- * stays legal. */
-static int open_temp(outfile *o, char *err, size_t cap)
+/* Bytes of dest's directory, with its slash. */
+static size_t directory_length(const char *dest)
+{
+    const char *slash = strrchr(dest, '/');
+    return slash ? (size_t)(slash - dest) + 1 : 0;
+}
+
+#define TEMP_ROOM(dest) (directory_length(dest) + 200 + 64)
+
+/* dir/NAME.tmp-PID-N with the next N. NAME is cut so that the name stays legal. */
+static void next_temp_name(const char *dest, char *name)
 {
     static unsigned counter;
-    const char *slash = strrchr(o->dest, '/');
-    size_t dir = slash ? (size_t)(slash - o->dest) + 1 : 0;
-    size_t base = strlen(o->dest + dir), room = dir + 200 + 64;
-    if (base > 200)
-        base = 200;
-    o->temp = malloc(room);
-    if (!o->temp)
-        return err_set(err, cap, "out of memory");
+    size_t dir = directory_length(dest), base = strlen(dest + dir);
+    snprintf(name, TEMP_ROOM(dest), "%.*s%.*s.tmp-%ld-%u", (int)dir, dest,
+             (int)(base > 200 ? 200 : base), dest + dir, (long)getpid(), counter++);
+}
+
+/* A file that no directory has, on the file system of its destination: nothing is left
+ * of it however the program ends. Not every system and file system can. */
+static int open_nameless(outfile *o)
+{
+#if defined(O_TMPFILE)
+    size_t dir = directory_length(o->dest);
+    char *folder = malloc(dir + 2);
+    if (!folder)
+        return -1;
+    memcpy(folder, o->dest, dir);
+    strcpy(folder + dir, dir ? "" : ".");
+    o->fd = open(folder, O_TMPFILE | O_RDWR | O_CLOEXEC, 0666);
+    free(folder);
+    if (o->fd < 0)
+        return -1;
+    snprintf(o->temp, TEMP_ROOM(o->dest), "/proc/self/fd/%d", o->fd);
+    o->nameless = access(o->temp, F_OK) == 0;
+    if (o->nameless)
+        return 0;
+    close(o->fd);
+    o->fd = -1;
+#else
+    (void)o;
+#endif
+    return -1;
+}
+
+static int open_named(outfile *o, char *err, size_t cap)
+{
     for (int tries = 0; tries < 1000; tries++) {
-        snprintf(o->temp, room, "%.*s%.*s.tmp-%ld-%u", (int)dir, o->dest, (int)base,
-                 o->dest + dir, (long)getpid(), counter++);
+        next_temp_name(o->dest, o->temp);
         o->fd = open(o->temp, O_RDWR | O_CREAT | O_EXCL, 0666);
         if (o->fd >= 0 || (errno != EEXIST && errno != EINTR))
             break;
@@ -159,7 +193,17 @@ static int open_temp(outfile *o, char *err, size_t cap)
     if (o->fd < 0)
         return io_error(o, "create a file in its directory", err, cap);
     fcntl(o->fd, F_SETFD, FD_CLOEXEC);
+    o->slot = live_enter(o->temp);
     return 0;
+}
+
+static int open_temp(outfile *o, char *err, size_t cap)
+{
+    o->slot = -1;
+    o->temp = malloc(TEMP_ROOM(o->dest));
+    if (!o->temp)
+        return err_set(err, cap, "out of memory");
+    return open_nameless(o) == 0 ? 0 : open_named(o, err, cap);
 }
 
 outfile *outfile_create(const char *path, char *err, size_t cap)
@@ -176,7 +220,6 @@ outfile *outfile_create(const char *path, char *err, size_t cap)
         outfile_free(o);
         return NULL;
     }
-    o->slot = live_enter(o->temp);
     return o;
 }
 
@@ -301,7 +344,8 @@ void outfile_abort(outfile *o)
         return;
     if (o->fd >= 0)
         close(o->fd);
-    unlink(o->temp);
+    if (!o->nameless)
+        unlink(o->temp);
     forget(o);
 }
 
@@ -328,11 +372,36 @@ static void flush_directory(const char *path)
     free(dir);
 }
 
+/* A finished file without a name gets one beside its destination, to be renamed: what
+ * ends the program in between leaves a whole file. */
+static int give_name(outfile *o)
+{
+    char *name = malloc(TEMP_ROOM(o->dest));
+    int status = -1;
+    for (int tries = 0; name && tries < 1000 && status; tries++) {
+        next_temp_name(o->dest, name);
+        status = linkat(AT_FDCWD, o->temp, AT_FDCWD, name, AT_SYMLINK_FOLLOW);
+        if (status && errno != EEXIST)
+            break;
+    }
+    if (status) {
+        free(name);
+        return -1;
+    }
+    free(o->temp);
+    o->temp = name;
+    o->nameless = 0;
+    o->slot = live_enter(name);
+    return 0;
+}
+
 int outfile_commit(outfile *o, char *err, size_t cap)
 {
     int status = drain(o, err, cap);
     if (!status && fsync(o->fd) && errno != EINVAL && errno != ENOTSUP)
         status = io_error(o, "flush to the disk", err, cap);
+    if (!status && o->nameless && give_name(o))
+        status = io_error(o, "name the finished file", err, cap);
     if (close(o->fd) && !status)
         status = io_error(o, "close", err, cap);
     o->fd = -1;

@@ -1,11 +1,12 @@
 /* outfile.h: output files that appear whole or not at all.
  *
- * Data goes to a temporary file in the destination's own directory, named
- * NAME.tmp-PID-N; commit flushes it to the disk and renames it over the destination.
- * Before that the destination is untouched, whatever fails. On SIGINT, SIGTERM, SIGHUP
- * and SIGBUS, where the program has no handler of its own, the temporary files are
- * removed before the signal takes its course (SIGBUS, for a mapped file that became
- * shorter, says so and exits with code 1). What a kill -9 leaves may be deleted.
+ * Data goes to a file without a name (Linux's O_TMPFILE), or, where that cannot be had,
+ * to one named NAME.tmp-PID-N in the destination's directory; commit flushes it to the
+ * disk and renames it over the destination. Before that the destination is untouched,
+ * whatever fails, and a kill -9 leaves nothing (of a named one: the file, which may be
+ * deleted). On SIGINT, SIGTERM, SIGHUP and SIGBUS, where the program has no handler of
+ * its own, named ones are removed before the signal takes its course (SIGBUS, for a
+ * mapped file that became shorter, says so and exits with code 1).
  *
  * Functions return 0, or -1 with the error text set ("PATH: what failed"). After a
  * failed write every later call fails with the same text. */

@@ -45,8 +45,8 @@ static int check(rows_in *r, uint64_t width, char *err, size_t cap)
     const tensor *t = r->matrix;
     if (t->type != TENSOR_F32 && t->type != TENSOR_F16 && t->type != TENSOR_BF16)
         return err_set(err, cap,
-                       "its rows are %s; F32, F16 and BF16 are read (others would be "
-                       "rounded)",
+                       "its rows are %s; F32, F16 and BF16 are read, others would be "
+                       "rounded (NumPy: x.astype(numpy.float32))",
                        tensor_type_name(t->type));
     if (t->rank != 2)
         return err_set(err, cap, "its tensor has shape %s, rows are [n, %" PRIu64 "]",
