@@ -349,7 +349,7 @@ static void refused(const char *in, const char *options, const char *message)
 #define QWEN    "W_enc:11x6 W_dec:6x11 b_enc:11 b_dec:6"
 #define TRACER  "W_enc:11x6 W_dec:11x6 b_enc:11 b_dec:6"
 #define DL_TOPK "encoder.weight:11x6 decoder.weight:6x11 encoder.bias:11 b_dec:6 "
-#define NESTED                                                                      \
+#define NESTED                                                                     \
     "ae.encoder.weight:11x6 ae.decoder.weight:6x11 ae.encoder.bias:11 ae.b_dec:6 " \
     "ae.k=3 ae.threshold=1 "
 #define DL_REST \
@@ -371,7 +371,7 @@ static void refused(const char *in, const char *options, const char *message)
 #define YAML(more) \
     "model_kind: transcoder_set\nfeature_input_hook: mlp.hook_in\nfeature_output_hook: mlp.hook_out\n" more
 #define GEMMA_0 "W_enc:6x11 W_dec:11x6 b_enc:11 b_dec:6 threshold:11/0"
-#define GEMMA "W_enc:6x11 W_dec:11x6 b_enc:11 b_dec:6 threshold:11"
+#define GEMMA   "W_enc:6x11 W_dec:11x6 b_enc:11 b_dec:6 threshold:11"
 
 static const struct {
     const char *config, *text; /* NULL: none */
@@ -398,6 +398,19 @@ static const struct {
      "which SAE family it is cannot be told from its tensors (weight [11, 6])"},
     {NULL, NULL, "x.safetensors", "W_enc:6x11 W_dec:11x6 b_enc:11 b_dec:6", "",
      "which SAE family it is cannot be told"},
+    {NULL, NULL, "x.safetensors", "W_enc:6x11 W_dec:11x6 b_enc:11 b_dec:6", "",
+     "W_enc [6, 11] with b_enc [11] is as saelens has it, whose cfg.json is not beside it; "
+     "for qwen-scope it is transposed; --family NAME says it"},
+    {NULL, NULL, "x.safetensors", "W_enc:11x6 W_dec:6x11 b_enc:11", "",
+     ": b_dec is missing, which qwen-scope, saelens and others have"},
+    {NULL, NULL, "x.safetensors", "W_enc:11x5 W_dec:6x11 b_enc:11 b_dec:6", "",
+     ": W_enc [11, 5] does not fit b_enc [11] and b_dec [6]"},
+    {NULL, NULL, "x.safetensors", "W_enc:6x11 W_dec:6x12 b_enc:11 b_dec:6", "",
+     ": W_dec [6, 12] does not fit b_enc [11] and b_dec [6]"},
+    {NULL, NULL, "x.safetensors", "encoder.weight:11x6", "",
+     ": encoder.weight comes with decoder.weight"},
+    {NULL, NULL, "x.safetensors", "W_E:6x11", "",
+     ": llamascopium has both W_E and W_D"},
     {NULL, NULL, "x.safetensors", "pre_bias:6 latent_bias:11 encoder.weight:11x6", "",
      "an SAE of OpenAI's sparse_autoencoder"},
     {NULL, NULL, "x.safetensors", "encoder_linear.weight:11x6", "",
@@ -443,8 +456,7 @@ static const struct {
      "W_enc:6x11 W_dec:11x6 b_enc:11 b_dec:6 log_threshold:11", "",
      "tensor threshold is missing, which class JumpReluAutoEncoder has"},
     {"config.json", DL_CFG("JumpReluAutoEncoder"), "ae.pt",
-     "W_enc:6x11 W_dec:11x6 b_enc:11 b_dec:6 threshold:11", "",
-     "tensor threshold: "},
+     "W_enc:6x11 W_dec:11x6 b_enc:11 b_dec:6 threshold:11", "", "tensor threshold: "},
     {"config.json", DL_CFG("BatchTopKSAE"), "ae.pt", DL_TOPK "k=3 threshold=1",
      "--negative-thresholds zero", "--negative-thresholds has no place"},
     {"config.json", DL_CFG("MatryoshkaBatchTopKSAE"), "ae.pt",
@@ -467,8 +479,7 @@ static const struct {
      "\"submodule_name\":\"attn_9\"}}",
      "ae.pt", DL_TOPK "k=3 threshold=1", "",
      "submodule_name is attn_9: which site is meant is not clear"},
-    {NULL, NULL, "ae.pt",
-     NESTED "optimizer.x:3",
+    {NULL, NULL, "ae.pt", NESTED "optimizer.x:3",
      "--class BatchTopKSAE --site resid_post --layer 1",
      "its norm_factor is (absent): what its inputs were divided by is not known"},
     {NULL, NULL, "ae.pt", NESTED "norm_factor:2 optimizer.x:3",
@@ -616,14 +627,15 @@ static const struct {
      "layer_0.safetensors", TRACER, "", "transcoders: the layer of entry 0 is x"},
     {"config.yaml", YAML("transcoders:\n- id: a\n  scale: 2\n"), "layer_0.safetensors",
      TRACER, "", "transcoders: the key scale of entry 0 is not known here"},
-    {"config.yaml", YAML("transcoders:\n- {filepath: layer_0}\n"), "layer_0.safetensors",
-     TRACER, "", "transcoders: entry 0, \"{filepath: layer_0}\", is not understood"},
+    {"config.yaml", YAML("transcoders:\n- {filepath: layer_0}\n"),
+     "layer_0.safetensors", TRACER, "",
+     "transcoders: entry 0, \"{filepath: layer_0}\", is not understood"},
     {"config.yaml", YAML("transcoders:\n- id: a\n"), "layer_0.safetensors", TRACER, "",
      "transcoders: entry 0 has no path"},
     {"config.yaml", YAML("transcoders:\n-\n"), "layer_0.safetensors", TRACER, "",
      "transcoders: entry 0, \"\", is not understood"},
-    {"config.yaml", YAML("transcoders:\n  layer_0\n"), "layer_0.safetensors", TRACER, "",
-     "transcoders: the line \"  layer_0\" is not understood"},
+    {"config.yaml", YAML("transcoders:\n  layer_0\n"), "layer_0.safetensors", TRACER,
+     "", "transcoders: the line \"  layer_0\" is not understood"},
     {"config.yaml", YAML("new: 1\n"), "layer_0.safetensors", TRACER, "",
      "the key new is not known here"},
     {"config.yaml", YAML("{a: b}\n"), "layer_0.safetensors", TRACER, "",
@@ -642,7 +654,8 @@ static const struct {
     {NULL, NULL, "params.safetensors", GEMMA_0, "--family gemma-scope",
      "which site and layer is meant is not clear: nothing in the file"},
     {NULL, NULL, "params.safetensors", GEMMA,
-     "--family gemma-scope --site resid_post --layer 3", " of 11 are below 0, the first "},
+     "--family gemma-scope --site resid_post --layer 3",
+     " of 11 are below 0, the first "},
     {NULL, NULL, "params.safetensors", "w_enc:6x11 w_dec:11x6 b_enc:11 b_dec:6", "",
      "tensor threshold is missing"},
     {NULL, NULL, "params.safetensors",
@@ -687,10 +700,10 @@ static const struct {
     /* configurations */
     {"cfg.json", "{", "sae.safetensors", SPARSE, "", "cfg.json: byte 1"},
     {"cfg.json", "", "sae.safetensors", SPARSE, "", "cfg.json: the file is empty"},
-    {"cfg.json", "version https://git-lfs.github.com/spec/v1\n", "sae.safetensors", SPARSE,
-     "", "cfg.json: a pointer file of Git LFS"},
-    {"cfg.json", SPARSE_CFG("\"k\":3,\"transcode\":\"false\""), "sae.safetensors", SPARSE,
-     "", "transcode is the string \"false\", not true or false"},
+    {"cfg.json", "version https://git-lfs.github.com/spec/v1\n", "sae.safetensors",
+     SPARSE, "", "cfg.json: a pointer file of Git LFS"},
+    {"cfg.json", SPARSE_CFG("\"k\":3,\"transcode\":\"false\""), "sae.safetensors",
+     SPARSE, "", "transcode is the string \"false\", not true or false"},
     {"cfg.json", "[]", "sae.safetensors", SPARSE, "", "cfg.json: not a JSON object"},
     {"cfg.json", "{\"architecture\":\"topk\"}", "", "", "",
      "holds cfg.json and 0 files of tensors"},
@@ -740,8 +753,8 @@ static const struct {
     {"config.json",
      SCOPIUM_CFG("\"act_fn\":\"jumprelu\",\"norm_activation\":\"inference\""),
      "sae_weights.safetensors",
-     "W_E:6x11 W_D:11x6/0 b_E:11 b_D:6 activation_function.log_jumprelu_threshold:11", "",
-     "11 features whose decoder rows are zero never fire"},
+     "W_E:6x11 W_D:11x6/0 b_E:11 b_D:6 activation_function.log_jumprelu_threshold:11",
+     "", "11 features whose decoder rows are zero never fire"},
 };
 
 static void test_right(void)
@@ -786,7 +799,7 @@ static void test_bad_files(void)
         {"module.pt", "--k 3 --layer 1", "Linear"},
         {"list.pt", "--k 3 --layer 1", "list.pt"},
         {"int8.pt", "--k 3 --layer 1", "tensor W_dec is I8"},
-        {"turned.pt", "--k 3 --layer 1", "which SAE family it is cannot be told"},
+        {"turned.pt", "--k 3 --layer 1", "is W_dec [11, 6] transposed?"},
         {"square.pt", "--k 3 --layer 1", "--family qwen-scope says that it is such"},
         {"nan.pt", "--k 3 --layer 1", "tensor b_enc: element [7] is NaN"},
         {"beside-k.pt", "--k 4 --layer 1", "k is 3, --k says 4"},
@@ -925,15 +938,17 @@ static void test_suites(void)
     CHECK(strstr(told, "makes layer_10.safetensors layer 0: it is followed"));
     CHECK(strstr(told, "makes layer_1.safetensors layer 2: it is followed"));
     CHECK(strstr(told, "makes layer_0.safetensors layer 1: it is followed"));
-    write_text(path_of("in/config.yaml"),
-               YAML("transcoders:\n- id: a\n  layer: 7\n  filepath: layer_0.safetensors\n"
-                    "- filepath: layer_1.safetensors\n  layer: 5\n"
-                    "- layer_10.safetensors\n"));
+    write_text(
+        path_of("in/config.yaml"),
+        YAML("transcoders:\n- id: a\n  layer: 7\n  filepath: layer_0.safetensors\n"
+             "- filepath: layer_1.safetensors\n  layer: 5\n"
+             "- layer_10.safetensors\n"));
     CHECK(run_convert(in, "") == CMD_OK && members() == 3);
     CHECK(strstr(told, "makes layer_0.safetensors layer 7:"));
     CHECK(strstr(told, "makes layer_1.safetensors layer 5:"));
     CHECK(strstr(told, "makes layer_10.safetensors layer 2:"));
-    write_text(path_of("in/config.yaml"), YAML("transcoders:\n- layer_0.safetensors\n"));
+    write_text(path_of("in/config.yaml"),
+               YAML("transcoders:\n- layer_0.safetensors\n"));
     refused(in, "", "in: config.yaml: transcoders names layer_1.safetensors nowhere");
     write_text(path_of("in/config.yaml"), YAML("scan: x\n"));
     refused(in, "--layer 3", "go with one SAE, here are 3");
@@ -1018,8 +1033,10 @@ static void test_suites(void)
     write_tensors(path_of("in/resid_pre_layer_8/trainer_0/ae.pt"),
                   DL_TOPK "k=3 threshold=1");
     CHECK(run_convert(in, "") == CMD_OK &&
-          strstr(told, "called resid_pre_layer_8, but the SAE is taken to read layer 9") &&
-          strstr(told, "called resid_pre_layer_8, but the SAE is taken to read resid_post"));
+          strstr(told,
+                 "called resid_pre_layer_8, but the SAE is taken to read layer 9") &&
+          strstr(told,
+                 "called resid_pre_layer_8, but the SAE is taken to read resid_post"));
     remove_all(in);
     make_folder("in");
     make_folder("in/SAE-L0_5");

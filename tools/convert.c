@@ -154,9 +154,10 @@ int convert_read_json(const char *dir, const char *name, json_doc **doc, char *e
     if (len == 0 || pointer) {
         free(text);
         return err_set(err, cap, "%s: %s", name,
-                       pointer ? "a pointer file of Git LFS, not the file itself (git lfs "
-                                 "pull fetches it)"
-                               : "the file is empty");
+                       pointer
+                           ? "a pointer file of Git LFS, not the file itself (git lfs "
+                             "pull fetches it)"
+                           : "the file is empty");
     }
     *doc = json_parse(text, len, why, sizeof why);
     free(text);
@@ -412,7 +413,8 @@ static int take(convert_options *o, int *force, const args *a, int id)
 static int may_replace(const char *path, int force)
 {
     return force ? CMD_OK
-                 : output_replaces(path, QSAE_FILE_MAGIC, 8, ".qsae file; --force replaces it");
+                 : output_replaces(path, QSAE_FILE_MAGIC, 8,
+                                   ".qsae file; --force replaces it");
 }
 
 /* Neither kind of folder: only a tokenizer? */

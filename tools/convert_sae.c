@@ -29,9 +29,10 @@ static int check_options(const sae_source *s)
         return err_set(s->err, s->cap, "--decoder-layout has no place: it is for %s",
                        circuit);
     if (o->negative_thresholds && !s->fold.gated_by_relu)
-        return err_set(s->err, s->cap,
-                       "--negative-thresholds has no place: it is for JumpReLU SAEs that "
-                       "have a threshold for each feature");
+        return err_set(
+            s->err, s->cap,
+            "--negative-thresholds has no place: it is for JumpReLU SAEs that "
+            "have a threshold for each feature");
     if (o->dict_class && strcmp(s->family, dl) != 0)
         return err_set(s->err, s->cap, "--class has no place: it is for %s", dl);
     return 0;
@@ -171,7 +172,7 @@ static int name_members(sae_source *list, int n, char *err, size_t cap)
     int a, b;
     if (!same_names(list, n, &a, &b))
         return 0;
-    char (*own)[sizeof list->record.name] = malloc((size_t)n * sizeof *own);
+    char(*own)[sizeof list->record.name] = malloc((size_t)n * sizeof *own);
     if (!own)
         return err_set(err, cap, "out of memory");
     for (int i = 0; i < n; i++) {
@@ -230,15 +231,14 @@ static int write_file(sae_source *list, int n, const convert_options *o, char *e
 
 static void report(const sae_source *s, const char *out)
 {
-    static const char *const activations[] = {"",      "relu",     "jumprelu",   "topk",
-                                              "gated", "groupmax", "topk-scaled"};
     const qsae_sae_record *r = &s->record;
     printf("%s: SAE \"%s\", %s of layer %u", out, name_z(r->name).text,
            qsae_site_name((qsae_site)r->site_in), r->layer_in);
     if (r->site_out != r->site_in || r->layer_out != r->layer_in)
         printf(" to %s of layer %u", qsae_site_name((qsae_site)r->site_out),
                r->layer_out);
-    printf(", %u features of %u, %s", r->d_sae, r->d_in, activations[r->activation]);
+    printf(", %u features of %u, %s", r->d_sae, r->d_in,
+           qsae_activation_name((qsae_activation)r->activation));
     if (r->k)
         printf(" %u", r->k);
     printf(", %s weights, %s units\n", s->type == QSAE_TYPE_BF16 ? "bf16" : "f32",

@@ -68,8 +68,8 @@ static int yaml_get(const yaml *y, const char *wanted, safe_name *value)
         const char *line = y->text + at;
         safe_name key;
         at += n + 1;
-        if (is_key_line(line, n) &&
-            yaml_line(line, n, &key, value) && strcmp(key.text, wanted) == 0)
+        if (is_key_line(line, n) && yaml_line(line, n, &key, value) &&
+            strcmp(key.text, wanted) == 0)
             return *value->text && strcmp(value->text, "null") != 0;
     }
     return 0;
@@ -178,7 +178,8 @@ static int read_member(sae_source *s, entry *e, const char *line, size_t n)
         e->layer = value;
     else if (strcmp(key.text, "id") != 0 && strcmp(key.text, "repo_id") != 0 &&
              strcmp(key.text, "revision") != 0 && strcmp(key.text, "subfolder") != 0)
-        return sae_bad_config(s, "transcoders: the key %s of entry %d is not known here",
+        return sae_bad_config(s,
+                              "transcoders: the key %s of entry %d is not known here",
                               key.text, e->index);
     return 0;
 }
@@ -210,8 +211,9 @@ static int read_list(sae_source *s, const yaml *y, int *layer)
     int inside = 0, hits = 0, status = 0;
     *layer = -1;
     if (yaml_get(y, "transcoders", &value) && strcmp(value.text, "[]") != 0)
-        return sae_bad_config(s, "transcoders is %s; only a list of lines \"- path\" is "
-                                 "read",
+        return sae_bad_config(s,
+                              "transcoders is %s; only a list of lines \"- path\" is "
+                              "read",
                               value.text);
     for (size_t at = 0; at < y->len && !status;) {
         size_t n = strcspn(y->text + at, "\n"), blank;
@@ -231,7 +233,8 @@ static int read_list(sae_source *s, const yaml *y, int *layer)
             e.index++;
             blank++;
             blank += strspn(line + blank, " ");
-            status = status || read_first(s, &e, line + blank, n > blank ? n - blank : 0);
+            status =
+                status || read_first(s, &e, line + blank, n > blank ? n - blank : 0);
         } else if (e.index < 0) {
             status = sae_bad_config(s, "transcoders: the line \"%s\" is not understood",
                                     name_n(line, n < 60 ? n : 60).text);
@@ -355,8 +358,9 @@ static int read_activation(sae_source *s, const yaml *y)
                               "is topk, --ignore-key k that k does not matter",
                               k.text, k.text);
     if (said && !topk && yaml_get(y, "k", &k) && !convert_ignored(s->o, "k"))
-        return sae_bad_config(s, "k is %s, but activation is %s (--ignore-key k if k does "
-                                 "not matter)",
+        return sae_bad_config(s,
+                              "k is %s, but activation is %s (--ignore-key k if k does "
+                              "not matter)",
                               k.text, name.text);
     if (t)
         return read_threshold(s, t);

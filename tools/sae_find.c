@@ -393,9 +393,65 @@ static const char *known_stranger(const sae_source *s)
     return NULL;
 }
 
+/* Two tensors of a matrix and its bias, either way round. */
+static int is_shape(const tensor *t, uint64_t rows, uint64_t cols)
+{
+    return t->rank == 2 && t->shape[0] == rows && t->shape[1] == cols;
+}
+
+/* What keeps tensors W_enc, W_dec, b_enc, b_dec from being of a family. */
+static void explain_shapes(const sae_source *s, char *out, size_t cap)
+{
+    const tensor *e = sae_tensor(s, "W_enc"), *d = sae_tensor(s, "W_dec"),
+                 *b = sae_tensor(s, "b_enc"), *c = sae_tensor(s, "b_dec");
+    const char *lacks = !e   ? "W_enc"
+                        : !d ? "W_dec"
+                        : !b ? "b_enc"
+                        : !c ? "b_dec"
+                             : NULL;
+    if (lacks) {
+        snprintf(out, cap, "%s is missing, which qwen-scope, saelens and others have",
+                 lacks);
+        return;
+    }
+    uint64_t F = b->n, I = c->n;
+    int rows = is_shape(e, F, I), columns = is_shape(e, I, F);
+    if (!rows && !columns)
+        snprintf(out, cap, "W_enc %.50s does not fit b_enc %.50s and b_dec %.50s",
+                 tensor_shape(e).text, tensor_shape(b).text, tensor_shape(c).text);
+    else if (!is_shape(d, F, I) && !is_shape(d, I, F))
+        snprintf(out, cap, "W_dec %.50s does not fit b_enc %.50s and b_dec %.50s",
+                 tensor_shape(d).text, tensor_shape(b).text, tensor_shape(c).text);
+    else if (columns)
+        snprintf(
+            out, cap,
+            "W_enc %.50s with b_enc %.50s is as saelens has it, whose cfg.json is not "
+            "beside it; for qwen-scope it is transposed",
+            tensor_shape(e).text, tensor_shape(b).text);
+    else if (tensors_count(s->file) > 4)
+        snprintf(out, cap, "qwen-scope has W_enc, W_dec, b_enc and b_dec only");
+    else
+        snprintf(out, cap, "qwen-scope has W_dec [%u, %u]: is W_dec %.50s transposed?",
+                 (unsigned)I, (unsigned)F, tensor_shape(d).text);
+}
+
+/* The family that comes nearest, and what it lacks; "" if none does. */
+static void explain(const sae_source *s, char *out, size_t cap)
+{
+    *out = 0;
+    if (sae_tensor(s, "W_enc") || sae_tensor(s, "W_dec"))
+        explain_shapes(s, out, cap);
+    else if (sae_tensor(s, "encoder.weight"))
+        snprintf(out, cap,
+                 "encoder.weight comes with decoder.weight and a bias of the output in "
+                 "dictionary-learning, with W_dec in sparsify");
+    else if (sae_tensor(s, "W_E") || sae_tensor(s, "W_D"))
+        snprintf(out, cap, "llamascopium has both W_E and W_D");
+}
+
 static int no_family(sae_source *s)
 {
-    char names[ERR_CAP / 2] = "";
+    char names[ERR_CAP / 2] = "", near[ERR_CAP / 2];
     const char *what = known_stranger(s);
     if (what)
         return sae_bad_file(s, "it is %s", what);
@@ -407,10 +463,12 @@ static int no_family(sae_source *s)
     }
     if (tensors_count(s->file) > 6)
         strncat(names, ", ...", sizeof names - strlen(names) - 1);
-    return sae_bad_file(s,
-                        "which SAE family it is cannot be told from its tensors (%s); "
-                        "--family NAME says it",
-                        names);
+    explain(s, near, sizeof near);
+    return sae_bad_file(
+        s,
+        "which SAE family it is cannot be told from its tensors (%s)%s%s; "
+        "--family NAME says it",
+        names, *near ? ": " : "", near);
 }
 
 static int find_family(sae_source *s, const sae_family **out)

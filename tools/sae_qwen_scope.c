@@ -41,9 +41,8 @@ static void k_advice(const sae_source *s, char *out, size_t cap)
 /* The number k beside the tensors of a .pt; 0: there is none. */
 static int stored_k(sae_source *s, int64_t *k)
 {
-    const char *text = tensors_container(s->file) == TENSORS_TORCH
-                           ? tensors_meta(s->file, "k")
-                           : NULL;
+    const char *text =
+        tensors_container(s->file) == TENSORS_TORCH ? tensors_meta(s->file, "k") : NULL;
     char *end;
     *k = 0;
     if (!text || convert_ignored(s->o, "k"))

@@ -278,8 +278,6 @@ static int entry_is_known(const sae_source *s, const char *key)
 
 static int check_entry(sae_source *s, const char *key, const char *value)
 {
-    static const char *const activations[] = {"",      "relu",     "jumprelu",   "topk",
-                                              "gated", "groupmax", "topk-scaled"};
     const qsae_sae_record *r = &s->record;
     safe_name name = name_z(key);
     size_t n = strlen(s->prefix);
@@ -291,12 +289,13 @@ static int check_entry(sae_source *s, const char *key, const char *value)
         snprintf(number, sizeof number, "%u", r->k);
         if (strcmp(value, number) == 0)
             return 0;
-        return sae_bad_file(s, "%s is %s, but the SAE keeps %u (--ignore-key %s if that "
-                               "is right)",
+        return sae_bad_file(s,
+                            "%s is %s, but the SAE keeps %u (--ignore-key %s if that "
+                            "is right)",
                             name.text, name_z(value).text, r->k, name.text);
     }
     if (strcmp(own, "activation") == 0 &&
-        strcmp(value, activations[r->activation]) == 0)
+        strcmp(value, qsae_activation_name((qsae_activation)r->activation)) == 0)
         return 0;
     return sae_bad_file(
         s,
@@ -308,8 +307,8 @@ static int check_entry(sae_source *s, const char *key, const char *value)
 /* Numbers and texts beside the tensors of a .pt may say what is computed. */
 static int check_entries(sae_source *s)
 {
-    size_t n = tensors_container(s->file) == TENSORS_TORCH ? tensors_meta_count(s->file)
-                                                           : 0;
+    size_t n =
+        tensors_container(s->file) == TENSORS_TORCH ? tensors_meta_count(s->file) : 0;
     for (size_t i = 0; i < n; i++) {
         const char *value, *key = tensors_meta_at(s->file, i, &value);
         if (check_entry(s, key, value))
@@ -432,14 +431,15 @@ int sae_set_place(sae_source *s, int out, int site, int layer, const char *key,
     if (layer_option >= 0)
         layer = layer_option;
     if (!value && strcmp(key, "the site") == 0 && (site < 0 || layer < 0))
-        return sae_bad_file(s,
-                            "which %s is meant is not clear: nothing in the file or its "
-                            "folder's name says it; --site%s SITE and --layer%s N "
-                            "settle it",
-                            site >= 0    ? "layer"
-                            : layer >= 0 ? "site"
-                                         : "site and layer",
-                            suffix, suffix);
+        return sae_bad_file(
+            s,
+            "which %s is meant is not clear: nothing in the file or its "
+            "folder's name says it; --site%s SITE and --layer%s N "
+            "settle it",
+            site >= 0    ? "layer"
+            : layer >= 0 ? "site"
+                         : "site and layer",
+            suffix, suffix);
     if (site < 0 || layer < 0)
         return sae_bad_config(
             s,

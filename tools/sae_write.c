@@ -138,13 +138,12 @@ static int check_below(sae_source *s, const double *stored, uint64_t *below)
         }
     if (*below == 0 || s->o->negative_thresholds)
         return 0;
-    return err_set(s->err, s->cap,
-                   "tensor %s: %" PRIu64 " of %" PRIu64
-                   " are below 0, the first at %" PRIu64
-                   ": %g. Logarithms are not read as thresholds; if they are thresholds, "
-                   "--negative-thresholds zero makes these 0, which is how they act",
-                   name_z(s->theta.name).text, *below, s->theta.n, first,
-                   stored[first]);
+    return err_set(
+        s->err, s->cap,
+        "tensor %s: %" PRIu64 " of %" PRIu64 " are below 0, the first at %" PRIu64
+        ": %g. Logarithms are not read as thresholds; if they are thresholds, "
+        "--negative-thresholds zero makes these 0, which is how they act",
+        name_z(s->theta.name).text, *below, s->theta.n, first, stored[first]);
 }
 
 /* How many features no input can make fire, their decoder rows being zero. */
@@ -192,7 +191,8 @@ static int fold_thetas(sae_source *s)
                        s->class_name ? s->class_name : s->family);
     else if (below > 0)
         qfile_meta_add(&s->lines, "folded.threshold",
-                       "%" PRIu64 " below 0 became 0 (--negative-thresholds zero)", below);
+                       "%" PRIu64 " below 0 became 0 (--negative-thresholds zero)",
+                       below);
     else if (s->theta_is_log)
         qfile_meta_add(&s->lines, "folded.threshold", "exp of %s", s->theta.name);
     return 0;

@@ -335,8 +335,9 @@ static int read_content(tensor_file *f, char *err, size_t cap)
     if (tensors_read(f, 0, head, n, err, cap))
         return -1;
     if (starts(head, n, pointer, sizeof pointer - 1))
-        return err_set(err, cap, "a pointer file of Git LFS, not the file itself (git lfs "
-                                 "pull fetches it)");
+        return err_set(err, cap,
+                       "a pointer file of Git LFS, not the file itself (git lfs "
+                       "pull fetches it)");
     if (starts(head, n, "PK\3\4", 4) || starts(head, n, "PK\5\6", 4)) {
         int torch;
         if (zip_is_torch(f, &torch, err, cap))
