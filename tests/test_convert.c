@@ -1314,9 +1314,9 @@ static const struct {
     {"standard", "\"d_sae\":19", "\"d_sae\":16777217", "d_sae is 16777217"},
     {"topk", "\"k\":4", "\"k\":20", "k is 20, it must be a whole number in 1..19"},
     {"topk", "\"k\":4", "\"k\":0", "k is 0"},
-    {"topk", "\"k\":4,", "", "k is 100 (the default)"},
-    {"transcoder", "\"d_out\":7,", "",
-     "tensor W_dec has shape [19, 7], cfg.json implies [19, 768]"},
+    {"topk", "\"k\":4,", "", "architecture is topk, but there is no k; --k K says it"},
+    {"transcoder", "\"d_out\":7,", "\"d_out\":8,",
+     "tensor W_dec has shape [19, 7], cfg.json implies [19, 8]"},
     /* places */
     {"standard", "blocks.3.hook_resid_post", "blocks.3.hook_mlp_in",
      "which site is meant is not clear (hook_mlp_in is before the norm"},
@@ -1422,7 +1422,8 @@ static void test_sae_tensors(void)
     }
 }
 
-/* JumpReLU thresholds below 0 mean 0: SAELens takes relu(z) where z > theta. */
+/* JumpReLU thresholds below 0 act as 0, for SAELens takes relu(z) where z > theta; but
+ * whoever converts has to say that they are thresholds. */
 static void test_sae_negative_threshold(void)
 {
     char text[4096];
@@ -1434,9 +1435,49 @@ static void test_sae_negative_threshold(void)
     list[THETA].odd = -0.5f;
     sae_config(text, sizeof text, &w);
     write_sae(list, text);
+    refused(&o, 1,
+            "tensor threshold: 1 of 19 are below 0, the first at 3: -0.5. Logarithms");
+    o.negative_thresholds = 1;
     CHECK(run_sae(&o) == 0 && load_result());
     CHECK(number_at(tensor_of(1, QSAE_ROLE_THETA), 0, 3) == 0.0f);
     compare(&w, list);
+}
+
+/* What cfg.json leaves out: k by --k, d_out by W_dec's shape. --layer moves both ends of
+ * a transcoder in one layer, with --layer-out it moves where it reads. */
+static void test_sae_absent(void)
+{
+    char text[4096], changed[4096];
+    convert_options o = plain_options();
+    forward topk = {"topk", "none", 1, 0, 4, 1}, w = {"transcoder", "none", 0, 0, 4, 1};
+    source list[N_SAE];
+    qsae_sae_info info;
+    qsae_sae *s;
+    qsae_error e;
+    sae_tensors(topk.arch, list);
+    sae_config(text, sizeof text, &topk);
+    replaced(changed, sizeof changed, text, "\"k\":4,", "");
+    write_sae(list, changed);
+    o.k = 4;
+    if (CHECK(run_sae(&o) == 0 && load_result()))
+        compare(&topk, list);
+    sae_tensors(w.arch, list);
+    sae_config(text, sizeof text, &w);
+    replaced(changed, sizeof changed, text, "\"d_out\":7,", "");
+    write_sae(list, changed);
+    for (int out = -1; out < 8; out += 8) {
+        o = plain_options();
+        o.layer = 5;
+        o.layer_out = out;
+        if (!CHECK(run_sae(&o) == 0 && load_result()) ||
+            !CHECK(!qsae_sae_open(path_of("out.qsae"), NULL, &s, &e)))
+            continue;
+        qsae_sae_get_info(s, &info);
+        CHECK(info.d_out == O && info.layer_in == 5 &&
+              info.layer_out == (out < 0 ? 5 : 7));
+        qsae_sae_close(s);
+        compare(&w, list);
+    }
 }
 
 /* Names of hooks, and options that take their place. */
@@ -1814,6 +1855,7 @@ int main(int argc, char **argv)
     test_sae_refusals();
     test_sae_tensors();
     test_sae_negative_threshold();
+    test_sae_absent();
     test_sae_sites();
     test_sae_legacy();
     test_sae_types();

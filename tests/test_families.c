@@ -21,7 +21,7 @@
 
 #define FIXTURES "tests/fixtures/sae"
 
-static char folder[512], said[2048];
+static char folder[512], said[2048], told[4096]; /* stderr and stdout of the last */
 
 static const char *path_of(const char *name)
 {
@@ -49,7 +49,29 @@ static void remove_all(const char *path)
     rmdir(path);
 }
 
-/* `qsae convert IN -o out.qsae OPTIONS`; what it says on stderr is kept in `said`. */
+/* From here to give_back(), what goes to fd is written to a file. */
+static FILE *take_over(int fd, int *was, const char *name)
+{
+    FILE *f = fopen(path_of(name), "w+b");
+    fflush(fd == 1 ? stdout : stderr);
+    *was = dup(fd);
+    dup2(fileno(f), fd);
+    return f;
+}
+
+static void give_back(int fd, int was, FILE *f, const char *name, char *text,
+                      size_t cap)
+{
+    fflush(fd == 1 ? stdout : stderr);
+    dup2(was, fd);
+    close(was);
+    rewind(f);
+    text[fread(text, 1, cap - 1, f)] = 0;
+    fclose(f);
+    unlink(path_of(name));
+}
+
+/* `qsae convert IN -o out.qsae OPTIONS`; what it says is kept in `said` and `told`. */
 static int run_convert(const char *in, const char *options)
 {
     char copy[512], *argv[32], out[1024];
@@ -65,18 +87,11 @@ static int run_convert(const char *in, const char *options)
         argv[argc++] = word;
     argv[argc] = NULL;
     unlink(out);
-    fflush(stderr);
-    int was = dup(2);
-    FILE *f = fopen(path_of("stderr"), "w+b");
-    dup2(fileno(f), 2);
+    int was[2];
+    FILE *f = take_over(1, &was[0], "stdout"), *g = take_over(2, &was[1], "stderr");
     int code = cmd_convert(argc, argv);
-    fflush(stderr);
-    dup2(was, 2);
-    close(was);
-    rewind(f);
-    said[fread(said, 1, sizeof said - 1, f)] = 0;
-    fclose(f);
-    unlink(path_of("stderr"));
+    give_back(2, was[1], g, "stderr", said, sizeof said);
+    give_back(1, was[0], f, "stdout", told, sizeof told);
     return code;
 }
 
@@ -226,7 +241,8 @@ static float next_value(void)
 }
 
 /* One tensor of a list: "W_enc:11x6" of random F32, "b_enc:11", "k=3" for one number,
- * "b_enc:11!7" with a NaN at 7, "W_enc:11x6/I8" of another type (of zeros). */
+ * "b_enc:11!7" with a NaN at 7, "W_enc:11x6/I8" of another type (of zeros), "t:11/0" of
+ * zeros. */
 typedef struct item {
     char name[128];
     tensor_type type;
@@ -234,6 +250,7 @@ typedef struct item {
     uint64_t shape[3], n;
     float value; /* of a number */
     long odd;    /* -1: none */
+    int zeros;
 } item;
 
 static int parse_item(const char *word, item *t)
@@ -255,8 +272,10 @@ static int parse_item(const char *word, item *t)
     }
     if (*at == '!')
         t->odd = strtol(at + 1, &at, 10);
+    t->zeros = strcmp(at, "/0") == 0;
     if (*at == '/')
-        t->type = strcmp(at, "/I8") == 0    ? TENSOR_I8
+        t->type = strcmp(at, "/0") == 0     ? TENSOR_F32
+                  : strcmp(at, "/I8") == 0  ? TENSOR_I8
                   : strcmp(at, "/I64") == 0 ? TENSOR_I64
                                             : TENSOR_BOOL;
     return *word != 0;
@@ -272,7 +291,7 @@ static int write_item(st_writer *w, const item *t, char *err, size_t cap)
     size_t size = bytes_of(t);
     unsigned char *data = calloc((size_t)t->n + 1, 8);
     for (uint64_t i = 0; i < t->n && t->type == TENSOR_F32; i++) {
-        float v = t->rank ? next_value() : t->value;
+        float v = t->zeros ? 0 : t->rank ? next_value() : t->value;
         if ((long)i == t->odd)
             v = (float)NAN;
         memcpy(data + 4 * i, &v, 4);
@@ -330,6 +349,9 @@ static void refused(const char *in, const char *options, const char *message)
 #define QWEN    "W_enc:11x6 W_dec:6x11 b_enc:11 b_dec:6"
 #define TRACER  "W_enc:11x6 W_dec:11x6 b_enc:11 b_dec:6"
 #define DL_TOPK "encoder.weight:11x6 decoder.weight:6x11 encoder.bias:11 b_dec:6 "
+#define NESTED                                                                     \
+    "ae.encoder.weight:11x6 ae.decoder.weight:6x11 ae.encoder.bias:11 ae.b_dec:6 " \
+    "ae.k=3 ae.threshold=1 "
 #define DL_REST \
     "\"activation_dim\":6,\"dict_size\":11,\"layer\":9,\"submodule_name\":\"resid_post_layer_9\"}}"
 #define DL_CFG(class) "{\"trainer\":{\"dict_class\":\"" class "\"," DL_REST
@@ -348,7 +370,8 @@ static void refused(const char *in, const char *options, const char *message)
     "true,\"hook_point_in\":\"blocks.2.hook_resid_post\"," more "}"
 #define YAML(more) \
     "model_kind: transcoder_set\nfeature_input_hook: mlp.hook_in\nfeature_output_hook: mlp.hook_out\n" more
-#define GEMMA "W_enc:6x11 W_dec:11x6 b_enc:11 b_dec:6 threshold:11"
+#define GEMMA_0 "W_enc:6x11 W_dec:11x6 b_enc:11 b_dec:6 threshold:11/0"
+#define GEMMA   "W_enc:6x11 W_dec:11x6 b_enc:11 b_dec:6 threshold:11"
 
 static const struct {
     const char *config, *text; /* NULL: none */
@@ -371,11 +394,23 @@ static const struct {
      "--family qwen-scope --k 3", "tensor scale is not known"},
     {NULL, NULL, "layer3.sae.safetensors", "W_enc:11x6 W_dec:6x11 b_enc:11",
      "--family qwen-scope --k 3", "tensor b_dec is missing"},
-    {NULL, NULL, "x.safetensors", QWEN, "--family llama", "--family: 'llama' is not"},
     {NULL, NULL, "x.safetensors", "weight:11x6", "",
      "which SAE family it is cannot be told from its tensors (weight [11, 6])"},
     {NULL, NULL, "x.safetensors", "W_enc:6x11 W_dec:11x6 b_enc:11 b_dec:6", "",
      "which SAE family it is cannot be told"},
+    {NULL, NULL, "x.safetensors", "W_enc:6x11 W_dec:11x6 b_enc:11 b_dec:6", "",
+     "W_enc [6, 11] with b_enc [11] is as saelens has it, whose cfg.json is not beside it; "
+     "for qwen-scope it is transposed; --family NAME says it"},
+    {NULL, NULL, "x.safetensors", "W_enc:11x6 W_dec:6x11 b_enc:11", "",
+     ": b_dec is missing, which qwen-scope, saelens and others have"},
+    {NULL, NULL, "x.safetensors", "W_enc:11x5 W_dec:6x11 b_enc:11 b_dec:6", "",
+     ": W_enc [11, 5] does not fit b_enc [11] and b_dec [6]"},
+    {NULL, NULL, "x.safetensors", "W_enc:6x11 W_dec:6x12 b_enc:11 b_dec:6", "",
+     ": W_dec [6, 12] does not fit b_enc [11] and b_dec [6]"},
+    {NULL, NULL, "x.safetensors", "encoder.weight:11x6", "",
+     ": encoder.weight comes with decoder.weight"},
+    {NULL, NULL, "x.safetensors", "W_E:6x11", "",
+     ": llamascopium has both W_E and W_D"},
     {NULL, NULL, "x.safetensors", "pre_bias:6 latent_bias:11 encoder.weight:11x6", "",
      "an SAE of OpenAI's sparse_autoencoder"},
     {NULL, NULL, "x.safetensors", "encoder_linear.weight:11x6", "",
@@ -396,7 +431,7 @@ static const struct {
     {"config.json", DL_CFG("BatchTopKSAE"), "ae.pt", DL_TOPK "k=3 threshold=-1",
      "--k 4", "k is 3, --k says 4"},
     {"config.json", DL_CFG("BatchTopKSAE"), "ae.pt", DL_TOPK "k=3 threshold=1!0", "",
-     "tensor threshold: element [] is NaN"},
+     "tensor threshold is NaN"},
     {"config.json", DL_CFG("BatchTopKSAE"), "ae.pt", DL_TOPK "k=3 threshold:11", "",
      "threshold has shape [11], it must be one number"},
     {"config.json", DL_CFG("AutoEncoderTopK"), "ae.pt", DL_TOPK "k=0 threshold=1", "",
@@ -420,6 +455,10 @@ static const struct {
     {"config.json", DL_CFG("JumpReluAutoEncoder"), "ae.pt",
      "W_enc:6x11 W_dec:11x6 b_enc:11 b_dec:6 log_threshold:11", "",
      "tensor threshold is missing, which class JumpReluAutoEncoder has"},
+    {"config.json", DL_CFG("JumpReluAutoEncoder"), "ae.pt",
+     "W_enc:6x11 W_dec:11x6 b_enc:11 b_dec:6 threshold:11", "", "tensor threshold: "},
+    {"config.json", DL_CFG("BatchTopKSAE"), "ae.pt", DL_TOPK "k=3 threshold=1",
+     "--negative-thresholds zero", "--negative-thresholds has no place"},
     {"config.json", DL_CFG("MatryoshkaBatchTopKSAE"), "ae.pt",
      "W_enc:6x11 W_dec:11x6 b_enc:11 b_dec:6 k=3 threshold=1 group_sizes:2/I64", "",
      "group_sizes has 0 at 0"},
@@ -440,11 +479,13 @@ static const struct {
      "\"submodule_name\":\"attn_9\"}}",
      "ae.pt", DL_TOPK "k=3 threshold=1", "",
      "submodule_name is attn_9: which site is meant is not clear"},
-    {NULL, NULL, "ae.pt",
-     "ae.encoder.weight:11x6 ae.decoder.weight:6x11 ae.encoder.bias:11 ae.b_dec:6 ae.k=3 "
-     "ae.threshold=1 optimizer.x:3",
+    {NULL, NULL, "ae.pt", NESTED "optimizer.x:3",
      "--class BatchTopKSAE --site resid_post --layer 1",
      "its norm_factor is (absent): what its inputs were divided by is not known"},
+    {NULL, NULL, "ae.pt", NESTED "norm_factor:2 optimizer.x:3",
+     "--class BatchTopKSAE --site resid_post --layer 1", "its norm_factor is (absent)"},
+    {NULL, NULL, "ae.pt", NESTED "norm_factor=-1",
+     "--class BatchTopKSAE --site resid_post --layer 1", "its norm_factor is -1"},
     /* sparsify */
     {NULL, NULL, "sae.safetensors", SPARSE, "", "sparsify's cfg.json is not beside it"},
     {"cfg.json", SPARSE_CFG("\"activation\":\"topk\",\"k\":0"), "sae.safetensors",
@@ -570,6 +611,31 @@ static const struct {
     {"config.yaml", YAML(""), "layer_0.safetensors",
      TRACER " activation_function.threshold=-0.5", "",
      "activation_function.threshold is -0.5, it cannot be below 0"},
+    {"config.yaml", YAML("k: 5\n"), "layer_0.safetensors", TRACER, "",
+     "k is 5, but activation is absent; --k 5 says that it is topk"},
+    {"config.yaml", YAML("k: 5\nactivation: relu\n"), "layer_0.safetensors", TRACER, "",
+     "k is 5, but activation is relu"},
+    {"config.yaml", YAML("scan: a\nscan: b\n"), "layer_0.safetensors", TRACER, "",
+     "the key scan appears twice"},
+    {"config.yaml", YAML("scan:\n  a: b\n"), "layer_0.safetensors", TRACER, "",
+     "the line \"  a: b\" under scan is not understood"},
+    {"config.yaml", YAML("transcoders: [layer_0.safetensors]\n"), "layer_0.safetensors",
+     TRACER, "", "transcoders is [layer_0.safetensors]; only a list of lines"},
+    {"config.yaml", YAML("transcoders:\n- layer_0\n- layer_0\n"), "layer_0.safetensors",
+     TRACER, "", "transcoders names layer_0.safetensors more than once"},
+    {"config.yaml", YAML("transcoders:\n- id: a\n  layer: x\n  filepath: layer_0\n"),
+     "layer_0.safetensors", TRACER, "", "transcoders: the layer of entry 0 is x"},
+    {"config.yaml", YAML("transcoders:\n- id: a\n  scale: 2\n"), "layer_0.safetensors",
+     TRACER, "", "transcoders: the key scale of entry 0 is not known here"},
+    {"config.yaml", YAML("transcoders:\n- {filepath: layer_0}\n"),
+     "layer_0.safetensors", TRACER, "",
+     "transcoders: entry 0, \"{filepath: layer_0}\", is not understood"},
+    {"config.yaml", YAML("transcoders:\n- id: a\n"), "layer_0.safetensors", TRACER, "",
+     "transcoders: entry 0 has no path"},
+    {"config.yaml", YAML("transcoders:\n-\n"), "layer_0.safetensors", TRACER, "",
+     "transcoders: entry 0, \"\", is not understood"},
+    {"config.yaml", YAML("transcoders:\n  layer_0\n"), "layer_0.safetensors", TRACER,
+     "", "transcoders: the line \"  layer_0\" is not understood"},
     {"config.yaml", YAML("new: 1\n"), "layer_0.safetensors", TRACER, "",
      "the key new is not known here"},
     {"config.yaml", YAML("{a: b}\n"), "layer_0.safetensors", TRACER, "",
@@ -585,8 +651,11 @@ static const struct {
     {"config.yaml", YAML(""), "layer_0.safetensors", TRACER, "--class AutoEncoder",
      "--class has no place"},
     /* Gemma-Scope */
-    {NULL, NULL, "params.safetensors", GEMMA, "--family gemma-scope",
-     "which site is meant is not clear"},
+    {NULL, NULL, "params.safetensors", GEMMA_0, "--family gemma-scope",
+     "which site and layer is meant is not clear: nothing in the file"},
+    {NULL, NULL, "params.safetensors", GEMMA,
+     "--family gemma-scope --site resid_post --layer 3",
+     " of 11 are below 0, the first "},
     {NULL, NULL, "params.safetensors", "w_enc:6x11 w_dec:11x6 b_enc:11 b_dec:6", "",
      "tensor threshold is missing"},
     {NULL, NULL, "params.safetensors",
@@ -603,9 +672,9 @@ static const struct {
      "params.safetensors", GEMMA, "", "the key new is not known here"},
     {NULL, NULL, "params.safetensors", GEMMA,
      "--family gemma-scope --site resid_post "
-     "--layer 3 --k 3",
+     "--layer 3 --k 3 --negative-thresholds zero",
      "--k 3 has no place"},
-    {NULL, NULL, "params.safetensors", GEMMA,
+    {NULL, NULL, "params.safetensors", GEMMA_0,
      "--family gemma-scope --site resid_post "
      "--layer 3 --decoder-layout columns",
      "--decoder-layout has no place"},
@@ -617,7 +686,7 @@ static const struct {
      "W_enc:11x6 W_dec:11x6!65 b_enc:11 b_dec:6", "",
      "tensor W_dec: element [10, 5] is NaN"},
     {NULL, NULL, "params.safetensors",
-     "w_enc:6x11!25 w_dec:11x6 b_enc:11 b_dec:6 threshold:11",
+     "w_enc:6x11!25 w_dec:11x6 b_enc:11 b_dec:6 threshold:11/0",
      "--site resid_post --layer 3", "tensor w_enc: element [2, 3] is NaN"},
     {"config.yaml", YAML(""), "layer_0.safetensors",
      "W_enc:11x6 W_dec:11x6 b_enc:11 b_dec:6!4", "",
@@ -630,6 +699,11 @@ static const struct {
      "tensor b_enc has shape [11, 1], it must be"},
     /* configurations */
     {"cfg.json", "{", "sae.safetensors", SPARSE, "", "cfg.json: byte 1"},
+    {"cfg.json", "", "sae.safetensors", SPARSE, "", "cfg.json: the file is empty"},
+    {"cfg.json", "version https://git-lfs.github.com/spec/v1\n", "sae.safetensors",
+     SPARSE, "", "cfg.json: a pointer file of Git LFS"},
+    {"cfg.json", SPARSE_CFG("\"k\":3,\"transcode\":\"false\""), "sae.safetensors",
+     SPARSE, "", "transcode is the string \"false\", not true or false"},
     {"cfg.json", "[]", "sae.safetensors", SPARSE, "", "cfg.json: not a JSON object"},
     {"cfg.json", "{\"architecture\":\"topk\"}", "", "", "",
      "holds cfg.json and 0 files of tensors"},
@@ -657,6 +731,61 @@ static void test_wrong(void)
     }
 }
 
+/* What is taken, and what is said about it on the way. */
+static const struct {
+    const char *config, *text; /* NULL: none */
+    const char *weights, *tensors, *options, *message;
+} right[] = {
+    {NULL, NULL, "params.safetensors", GEMMA,
+     "--family gemma-scope --site resid_post --layer 3 --negative-thresholds zero",
+     " below 0 became 0 (--negative-thresholds zero)"},
+    /* a threshold of -0 is not below 0 */
+    {NULL, NULL, "params.safetensors", GEMMA_0,
+     "--family gemma-scope --site resid_post --layer 3", "SAE \""},
+    {NULL, NULL, "layer3.sae.pt", "W_enc:6x6 W_dec:6x6 b_enc:6 b_dec:6",
+     "--family qwen-scope --k 3",
+     "note: d_sae = d_in = 6: which way the matrices lie is taken from the family's"},
+    {"config.json", DL_CFG("JumpReluAutoEncoder"), "ae.pt",
+     "W_enc:6x11 W_dec:11x6 b_enc:11 b_dec:6 threshold:11",
+     "--negative-thresholds zero", " below 0 became 0"},
+    {NULL, NULL, "ae.pt", NESTED "step=3 norm_factor=2.5",
+     "--class BatchTopKSAE --site resid_post --layer 1", "jumprelu"},
+    {"config.json",
+     SCOPIUM_CFG("\"act_fn\":\"jumprelu\",\"norm_activation\":\"inference\""),
+     "sae_weights.safetensors",
+     "W_E:6x11 W_D:11x6/0 b_E:11 b_D:6 activation_function.log_jumprelu_threshold:11",
+     "", "11 features whose decoder rows are zero never fire"},
+};
+
+static void test_right(void)
+{
+    char path[2048], in[1024];
+    snprintf(in, sizeof in, "%s", path_of("in"));
+    for (size_t i = 0; i < sizeof right / sizeof right[0]; i++) {
+        remove_all(in);
+        mkdir(in, 0777);
+        if (right[i].config) {
+            snprintf(path, sizeof path, "%s/%s", in, right[i].config);
+            write_text(path, right[i].text);
+        }
+        snprintf(path, sizeof path, "%s/%s", in, right[i].weights);
+        write_tensors(path, right[i].tensors);
+        if (!CHECK(run_convert(in, right[i].options) == CMD_OK &&
+                   strstr(told, right[i].message)))
+            fprintf(stderr, "    %s: said \"%s\", told \"%s\", wanted \"%s\"\n",
+                    right[i].weights, said, told, right[i].message);
+    }
+}
+
+/* Options that are wrong in themselves. */
+static void test_usage(void)
+{
+    CHECK(run_convert("nowhere", "--family foo") == CMD_USAGE &&
+          strstr(said, "--family: 'foo' is not saelens, qwen-scope"));
+    CHECK(run_convert("nowhere", "--negative-thresholds keep") == CMD_USAGE &&
+          strstr(said, "--negative-thresholds: 'keep' is not zero"));
+}
+
 /* Files that producers' libraries wrote and that are not taken. */
 static void test_bad_files(void)
 {
@@ -670,20 +799,37 @@ static void test_bad_files(void)
         {"module.pt", "--k 3 --layer 1", "Linear"},
         {"list.pt", "--k 3 --layer 1", "list.pt"},
         {"int8.pt", "--k 3 --layer 1", "tensor W_dec is I8"},
-        {"turned.pt", "--k 3 --layer 1", "which SAE family it is cannot be told"},
+        {"turned.pt", "--k 3 --layer 1", "is W_dec [11, 6] transposed?"},
         {"square.pt", "--k 3 --layer 1", "--family qwen-scope says that it is such"},
         {"nan.pt", "--k 3 --layer 1", "tensor b_enc: element [7] is NaN"},
+        {"beside-k.pt", "--k 4 --layer 1", "k is 3, --k says 4"},
+        {"beside-scale.pt", "--k 3 --layer 1",
+         "scale is 2 beside the tensors, which is not known here (--ignore-key scale"},
+        {"beside-config.pt", "--k 3 --layer 1", "cfg.d_in is 6 beside the tensors"},
+        {"beside-config.pt", "--k 3 --layer 1 --ignore-key cfg.d_in",
+         "cfg.activation is relu beside the tensors"},
+        {"beside-gelu.pt", "--layer 1", "activation is gelu beside the tensors"},
+        {"beside-text.pt", "--layer 1", "k is three, it must be a whole number"},
     };
     char path[1024];
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         snprintf(path, sizeof path, FIXTURES "/bad/%s", rows[i].name);
         refused(path, rows[i].options, rows[i].message);
     }
+    snprintf(path, sizeof path, FIXTURES "/bad/beside-k.pt");
+    CHECK(run_convert(path, "--layer 1 --site resid_post") == CMD_OK &&
+          strstr(told, "topk 3,"));
+    snprintf(path, sizeof path, FIXTURES "/bad/beside-config.pt");
+    CHECK(run_convert(path, "--layer 1 --k 2 --ignore-key cfg") == CMD_OK &&
+          strstr(told, "topk 2,"));
     /* a name is no content */
     write_text(path_of("text.safetensors"), "not tensors at all");
     refused(path_of("text.safetensors"), "", "not a file of tensors");
     write_text(path_of("empty.pt"), "");
-    refused(path_of("empty.pt"), "", "empty.pt");
+    refused(path_of("empty.pt"), "", "empty.pt: the file is empty");
+    write_text(path_of("pointer.pt"),
+               "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n");
+    refused(path_of("pointer.pt"), "", "pointer.pt: a pointer file of Git LFS");
 }
 
 /* Every fixture, cut somewhere, is refused. */
@@ -780,8 +926,31 @@ static void test_suites(void)
     write_tensors(path_of("in/layer_0.safetensors"), TRACER);
     write_tensors(path_of("in/layer_1.safetensors"), TRACER);
     write_tensors(path_of("in/layer_10.safetensors"), TRACER);
-    write_text(path_of("in/config.yaml"), YAML("scan: x\ntranscoders:\n- a\n  - b\n"));
+    write_text(path_of("in/config.yaml"), YAML("scan: x\n"));
     CHECK(run_convert(in, "") == CMD_OK && members() == 3);
+    CHECK(strstr(told, "mlp_input.10\", mlp_input of layer 10 to"));
+    write_text(path_of("in/config.yaml"),
+               "# circuit-tracer\n---\n" YAML(
+                   "scan: x\ntranscoders: # by layer\n"
+                   "- hf://o/r/layer_10.safetensors?revision=a1\r\n\n"
+                   "  # a comment\n  - \"a/layer_0.safetensors\" # b\n- layer_1\n"));
+    CHECK(run_convert(in, "") == CMD_OK && members() == 3);
+    CHECK(strstr(told, "makes layer_10.safetensors layer 0: it is followed"));
+    CHECK(strstr(told, "makes layer_1.safetensors layer 2: it is followed"));
+    CHECK(strstr(told, "makes layer_0.safetensors layer 1: it is followed"));
+    write_text(
+        path_of("in/config.yaml"),
+        YAML("transcoders:\n- id: a\n  layer: 7\n  filepath: layer_0.safetensors\n"
+             "- filepath: layer_1.safetensors\n  layer: 5\n"
+             "- layer_10.safetensors\n"));
+    CHECK(run_convert(in, "") == CMD_OK && members() == 3);
+    CHECK(strstr(told, "makes layer_0.safetensors layer 7:"));
+    CHECK(strstr(told, "makes layer_1.safetensors layer 5:"));
+    CHECK(strstr(told, "makes layer_10.safetensors layer 2:"));
+    write_text(path_of("in/config.yaml"),
+               YAML("transcoders:\n- layer_0.safetensors\n"));
+    refused(in, "", "in: config.yaml: transcoders names layer_1.safetensors nowhere");
+    write_text(path_of("in/config.yaml"), YAML("scan: x\n"));
     refused(in, "--layer 3", "go with one SAE, here are 3");
     refused(in, "--name x", "go with one SAE, here are 3");
     write_tensors(path_of("in/layer_11.safetensors"), QWEN " threshold:11");
@@ -834,6 +1003,48 @@ static void test_suites(void)
     remove_all(in);
     make_folder("in");
     refused(in, "", "neither config.json");
+    /* the root of a run of sparsify's trainer */
+    make_folder("in/layers.3");
+    write_text(path_of("in/layers.3/cfg.json"), SPARSE_CFG("\"k\":3"));
+    write_tensors(path_of("in/layers.3/sae.safetensors"), SPARSE);
+    write_tensors(path_of("in/state.pt"), "global_step=3");
+    write_tensors(path_of("in/optimizer_0.pt"), "x:3");
+    write_tensors(path_of("in/lr_scheduler_0.pt"), "x:3");
+    CHECK(run_convert(in, "") == CMD_OK && members() == 1);
+    write_tensors(path_of("in/other.pt"), "x:3");
+    refused(in, "", "in: other.pt: which SAE family it is cannot be told");
+    unlink(path_of("in/other.pt"));
+    /* what is broken one folder down is named with its folder */
+    write_text(path_of("in/layers.3/cfg.json"), SPARSE_CFG("\"k\":0"));
+    refused(in, "", "in/layers.3: cfg.json: k is 0");
+    remove_all(in);
+    make_folder("in");
+    make_folder("in/a");
+    write_text(path_of("in/a/config.json"), "{\"trainer\":");
+    write_tensors(path_of("in/a/ae.pt"), DL_TOPK "k=3 threshold=1");
+    refused(in, "", "in/a: config.json: byte 11");
+    /* names of folders that say something else */
+    remove_all(in);
+    make_folder("in");
+    make_folder("in/resid_pre_layer_8");
+    make_folder("in/resid_pre_layer_8/trainer_0");
+    write_text(path_of("in/resid_pre_layer_8/trainer_0/config.json"),
+               DL_CFG("AutoEncoderTopK"));
+    write_tensors(path_of("in/resid_pre_layer_8/trainer_0/ae.pt"),
+                  DL_TOPK "k=3 threshold=1");
+    CHECK(run_convert(in, "") == CMD_OK &&
+          strstr(told,
+                 "called resid_pre_layer_8, but the SAE is taken to read layer 9") &&
+          strstr(told,
+                 "called resid_pre_layer_8, but the SAE is taken to read resid_post"));
+    remove_all(in);
+    make_folder("in");
+    make_folder("in/SAE-L0_5");
+    write_tensors(path_of("in/SAE-L0_5/layer3.sae.pt"), QWEN);
+    CHECK(run_convert(in, "--family qwen-scope --k 3") == CMD_OK &&
+          strstr(told, "called SAE-L0_5, but --k is 3: --k is followed"));
+    CHECK(run_convert(in, "--family qwen-scope --k 5") == CMD_OK &&
+          !strstr(told, "note:"));
 }
 
 int main(int argc, char **argv)
@@ -847,6 +1058,8 @@ int main(int argc, char **argv)
     }
     test_fixtures();
     test_wrong();
+    test_right();
+    test_usage();
     test_bad_files();
     test_truncated();
     test_many_features();

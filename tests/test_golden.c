@@ -68,8 +68,11 @@ static const char *convert(const char *source, const char *name)
     remove(out);
     char command[] = "convert", option[] = "-o", source_copy[512];
     snprintf(source_copy, sizeof source_copy, "%s", source);
-    char *argv[] = {command, source_copy, option, out, NULL};
-    check_named(cmd_convert(4, argv) == CMD_OK, "convert", source, 0);
+    /* two thresholds of saes/jumprelu are below 0 */
+    char negative[] = "--negative-thresholds", zero[] = "zero";
+    char *argv[] = {command, source_copy, option, out, negative, zero, NULL};
+    int argc = strstr(source, "saes/jumprelu") ? 6 : 4;
+    check_named(cmd_convert(argc, argv) == CMD_OK, "convert", source, 0);
     return out;
 }
 

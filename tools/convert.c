@@ -59,6 +59,8 @@ static const char usage[] =
     "      --class NAME      class of a dictionary_learning file without config.json\n"
     "      --decoder-layout features|columns  whether rows of circuit-tracer's W_dec\n"
     "                        are features, where d_sae = d_in leaves it open\n"
+    "      --negative-thresholds zero     thresholds of a JumpReLU SAE that are below 0\n"
+    "                                     count as 0, which is how they act\n"
     "      --screen yes|no   an 8-bit copy of the encoder, with which encoding takes half\n"
     "                        the time and gives the same bits (default: from 4,096\n"
     "                        features on)\n"
@@ -148,6 +150,15 @@ int convert_read_json(const char *dir, const char *name, json_doc **doc, char *e
     size_t len;
     if (convert_read(dir, name, (uint64_t)16 << 20, &text, &len, err, cap))
         return -1;
+    int pointer = strncmp(text, "version https://git-lfs", 23) == 0;
+    if (len == 0 || pointer) {
+        free(text);
+        return err_set(err, cap, "%s: %s", name,
+                       pointer
+                           ? "a pointer file of Git LFS, not the file itself (git lfs "
+                             "pull fetches it)"
+                           : "the file is empty");
+    }
     *doc = json_parse(text, len, why, sizeof why);
     free(text);
     if (!*doc)
@@ -239,6 +250,7 @@ enum {
     OPT_K,
     OPT_DECODER_LAYOUT,
     OPT_SCREEN,
+    OPT_NEGATIVE,
     OPT_CHECK,
     OPT_CHECK_TEXT
 };
@@ -262,6 +274,7 @@ static const args_option options[] = {
     {"k", 0, OPT_K, ARGS_VALUE},
     {"decoder-layout", 0, OPT_DECODER_LAYOUT, ARGS_VALUE},
     {"screen", 0, OPT_SCREEN, ARGS_VALUE},
+    {"negative-thresholds", 0, OPT_NEGATIVE, ARGS_VALUE},
     {"check", 0, OPT_CHECK, ARGS_VALUE},
     {"check-text", 0, OPT_CHECK_TEXT, ARGS_VALUE},
     {NULL, 0, 0, 0},
@@ -321,6 +334,18 @@ static int take_scale(const char *value, double *out)
     return status;
 }
 
+static int take_family(const char *value, const char **out)
+{
+    *out = value;
+    if (sae_is_family(value))
+        return CMD_OK;
+    return complain(CMD_USAGE,
+                    "--family: '%.60s' is not saelens, qwen-scope, "
+                    "dictionary-learning, sparsify, llama-scope, llamascopium, "
+                    "circuit-tracer or gemma-scope",
+                    value);
+}
+
 static int take_k(const char *value, int *out)
 {
     int64_t n;
@@ -355,7 +380,7 @@ static int take(convert_options *o, int *force, const args *a, int id)
         status = take_layer("--layer-out", a->value, &o->layer_out);
         break;
     case OPT_NORM_SCALE: status = take_scale(a->value, &o->norm_scale); break;
-    case OPT_FAMILY: o->family = a->value; break;
+    case OPT_FAMILY: status = take_family(a->value, &o->family); break;
     case OPT_CLASS: o->dict_class = a->value; break;
     case OPT_K: status = take_k(a->value, &o->k); break;
     case OPT_DECODER_LAYOUT:
@@ -364,6 +389,12 @@ static int take(convert_options *o, int *force, const args *a, int id)
         break;
     case OPT_SCREEN:
         status = take_word("--screen", a->value, "yes", "no", &o->screen);
+        break;
+    case OPT_NEGATIVE:
+        o->negative_thresholds = 1;
+        if (strcmp(a->value, "zero") != 0)
+            return complain(CMD_USAGE, "--negative-thresholds: '%.60s' is not zero",
+                            a->value);
         break;
     case OPT_CHECK: o->check_model = a->value; break;
     case OPT_CHECK_TEXT: o->check_text = a->value; break;
@@ -382,7 +413,8 @@ static int take(convert_options *o, int *force, const args *a, int id)
 static int may_replace(const char *path, int force)
 {
     return force ? CMD_OK
-                 : output_replaces(path, QSAE_FILE_MAGIC, 8, ".qsae file; --force replaces it");
+                 : output_replaces(path, QSAE_FILE_MAGIC, 8,
+                                   ".qsae file; --force replaces it");
 }
 
 /* Neither kind of folder: only a tokenizer? */
@@ -397,6 +429,7 @@ static int only_tokenizer(const char *dir)
     return convert_exists(dir, "tokenizer.json");
 }
 
+/* Or something there that cannot be read: then it is said what. */
 static int has_saes(const char *dir)
 {
     sae_unit *list = NULL;
@@ -404,7 +437,7 @@ static int has_saes(const char *dir)
     char why[ERR_CAP];
     if (convert_exists(dir, "model.safetensors")) /* a model without its config.json */
         return 0;
-    int found = sae_find(dir, &list, &n, why, sizeof why) == 0 || n > 0;
+    int found = sae_find(dir, &list, &n, why, sizeof why) <= 0 || n > 0;
     sae_units_free(list, n);
     return found;
 }
@@ -475,12 +508,13 @@ static int convert_inputs(const char *const *paths, int n, const convert_options
         return -1;
     int sae_option = o->site >= 0 || o->layer >= 0 || o->site_out >= 0 ||
                      o->layer_out >= 0 || o->norm_scale > 0 || o->family ||
-                     o->dict_class || o->k || o->decoder_layout || o->screen;
+                     o->dict_class || o->k || o->decoder_layout || o->screen ||
+                     o->negative_thresholds;
     if (kind != 1 && (sae_option || o->check))
         return err_set(err, cap,
                        "%s is a model; --site, --layer and --norm-scale are for SAEs, "
-                       "as are --family, --k, --class, --decoder-layout, --screen and "
-                       "--check",
+                       "as are --family, --k, --class, --decoder-layout, --screen, "
+                       "--negative-thresholds and --check",
                        name_z(paths[0]).text);
     if (kind == 1 && (o->head || o->no_tokenizer || o->assume_chat))
         return err_set(

@@ -41,6 +41,7 @@ typedef struct convert_options {
     int k;                   /* features that a TopK SAE keeps; 0: from the source */
     int decoder_layout;      /* LAYOUT_ */
     int screen;              /* SCREEN_; 0: where it pays */
+    int negative_thresholds; /* 1: of JumpReLU, below 0 means 0 */
     const char
         *ignore[CONVERT_MAX_IGNORE]; /* config keys that the user says do not matter */
     int n_ignore;

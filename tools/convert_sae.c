@@ -1,7 +1,7 @@
 /* SAEs of any family to one .qsae file: its members, their names, the file. */
 
-#ifndef _POSIX_C_SOURCE
-#define _POSIX_C_SOURCE 200809L
+#ifndef _XOPEN_SOURCE
+#define _XOPEN_SOURCE 700 /* realpath */
 #endif
 
 #include "sae_source.h"
@@ -28,6 +28,11 @@ static int check_options(const sae_source *s)
     if (o->decoder_layout && strcmp(s->family, circuit) != 0)
         return err_set(s->err, s->cap, "--decoder-layout has no place: it is for %s",
                        circuit);
+    if (o->negative_thresholds && !s->fold.gated_by_relu)
+        return err_set(
+            s->err, s->cap,
+            "--negative-thresholds has no place: it is for JumpReLU SAEs that "
+            "have a threshold for each feature");
     if (o->dict_class && strcmp(s->family, dl) != 0)
         return err_set(s->err, s->cap, "--class has no place: it is for %s", dl);
     return 0;
@@ -50,12 +55,75 @@ static int name_member(sae_source *s)
                         sizeof s->record.name, s->err, s->cap);
 }
 
+/* The number after `before` in one of the folders on the way to the SAE, the nearest one;
+ * *folder is its name. -1: none. */
+static int number_in_path(char *path, const char *before, const char **folder)
+{
+    for (char *slash; (slash = strrchr(path, '/')) != NULL; *slash = 0) {
+        const char *at = strstr(slash + 1, before);
+        size_t n = strlen(before), digits = at ? strspn(at + n, "0123456789") : 0;
+        if (digits == 0 || digits > 5)
+            continue;
+        *folder = slash + 1;
+        return atoi(at + n);
+    }
+    return -1;
+}
+
+/* Does a folder's name say another site or layer than the configuration? */
+static void note_name(const sae_source *s, const char *name)
+{
+    static const char *const layers[] = {"layers.", "layer_", "blocks.", "layer"};
+    static const int sites[] = {QSAE_RESID_PRE, QSAE_RESID_MID, QSAE_RESID_POST,
+                                QSAE_ATTN_OUT, QSAE_MLP_OUT};
+    const qsae_sae_record *r = &s->record;
+    for (size_t i = 0; i < sizeof sites / sizeof sites[0]; i++)
+        if (strstr(name, qsae_site_name((qsae_site)sites[i])) &&
+            (int)r->site_in != sites[i] && (int)r->site_out != sites[i])
+            convert_note("a folder is called %s, but the SAE is taken to read %s",
+                         name_z(name).text, qsae_site_name((qsae_site)r->site_in));
+    for (size_t i = 0; i < sizeof layers / sizeof layers[0]; i++) {
+        const char *at = strstr(name, layers[i]);
+        size_t n = strlen(layers[i]);
+        if (!at || at[n] < '0' || at[n] > '9')
+            continue;
+        if (atoi(at + n) != (int)r->layer_in && atoi(at + n) != (int)r->layer_out)
+            convert_note("a folder is called %s, but the SAE is taken to read layer %u",
+                         name_z(name).text, r->layer_in);
+        return;
+    }
+}
+
+/* What folders' names say is not followed where something else says it too; but where
+ * they contradict, one of the two may be a mistake. */
+static void note_folders(const sae_source *s)
+{
+    const char *folder = NULL;
+    char *full = realpath(s->unit->folder, NULL), *slash;
+    for (int i = 0; i < 2 && full && s->cfg && (slash = strrchr(full, '/')); i++) {
+        note_name(s, slash + 1);
+        *slash = 0;
+    }
+    free(full);
+    full = s->o->k ? realpath(s->unit->folder, NULL) : NULL;
+    int k = full ? number_in_path(full, "L0_", &folder) : -1;
+    if (k > 0 && k != s->o->k)
+        convert_note("a folder is called %s, but --k is %d: --k is followed",
+                     name_z(folder).text, s->o->k);
+    free(full);
+}
+
 static int read_one(sae_source *s)
 {
     if (sae_open(s))
         return -1;
     if (sae_prepare(s) || check_options(s) || name_member(s))
         return -1;
+    if (s->record.d_sae == s->record.d_in)
+        convert_note("d_sae = d_in = %u: which way the matrices lie is taken from the "
+                     "family's layout (%s)",
+                     s->record.d_in, s->family);
+    note_folders(s);
     return qfile_meta_finish(&s->lines, s->err, s->cap);
 }
 
@@ -104,7 +172,7 @@ static int name_members(sae_source *list, int n, char *err, size_t cap)
     int a, b;
     if (!same_names(list, n, &a, &b))
         return 0;
-    char (*own)[sizeof list->record.name] = malloc((size_t)n * sizeof *own);
+    char(*own)[sizeof list->record.name] = malloc((size_t)n * sizeof *own);
     if (!own)
         return err_set(err, cap, "out of memory");
     for (int i = 0; i < n; i++) {
@@ -163,15 +231,14 @@ static int write_file(sae_source *list, int n, const convert_options *o, char *e
 
 static void report(const sae_source *s, const char *out)
 {
-    static const char *const activations[] = {"",      "relu",     "jumprelu",   "topk",
-                                              "gated", "groupmax", "topk-scaled"};
     const qsae_sae_record *r = &s->record;
     printf("%s: SAE \"%s\", %s of layer %u", out, name_z(r->name).text,
            qsae_site_name((qsae_site)r->site_in), r->layer_in);
     if (r->site_out != r->site_in || r->layer_out != r->layer_in)
         printf(" to %s of layer %u", qsae_site_name((qsae_site)r->site_out),
                r->layer_out);
-    printf(", %u features of %u, %s", r->d_sae, r->d_in, activations[r->activation]);
+    printf(", %u features of %u, %s", r->d_sae, r->d_in,
+           qsae_activation_name((qsae_activation)r->activation));
     if (r->k)
         printf(" %u", r->k);
     printf(", %s weights, %s units\n", s->type == QSAE_TYPE_BF16 ? "bf16" : "f32",
@@ -183,8 +250,10 @@ static void report(const sae_source *s, const char *out)
 
 /* ---- the conversion ---- */
 
-static int convert_units(const sae_unit *units, int n, const convert_options *o,
-                         char *err, size_t cap)
+/* `path`: the input, if there is one only. A message names the SAE's folder unless that
+ * is the input. */
+static int convert_units(const sae_unit *units, int n, const char *path,
+                         const convert_options *o, char *err, size_t cap)
 {
     sae_source *list = calloc((size_t)n, sizeof *list);
     int status = list ? 0 : err_set(err, cap, "out of memory");
@@ -203,7 +272,9 @@ static int convert_units(const sae_unit *units, int n, const convert_options *o,
         s->err = err;
         s->cap = cap;
         status = read_one(s);
-        if (status && n > 1)
+        int named = path && (strcmp(units[i].folder, path) == 0 ||
+                             strcmp(units[i].weights, path) == 0);
+        if (status && (n > 1 || !named))
             err_prefix(err, cap, "%s", name_z(units[i].folder).text);
     }
     if (!status)
@@ -228,16 +299,10 @@ int convert_sae(const char *const *paths, int n, const convert_options *o, char 
 {
     sae_unit *units = NULL;
     int n_units = 0, status = 0;
-    if (o->family && !sae_is_family(o->family))
-        return err_set(err, cap,
-                       "--family: '%.60s' is not saelens, qwen-scope, "
-                       "dictionary-learning, sparsify, llama-scope, llamascopium, "
-                       "circuit-tracer or gemma-scope",
-                       o->family);
     for (int i = 0; i < n && !status; i++)
         status = sae_find(paths[i], &units, &n_units, err, cap);
     if (!status)
-        status = convert_units(units, n_units, o, err, cap);
+        status = convert_units(units, n_units, n == 1 ? paths[0] : NULL, o, err, cap);
     sae_units_free(units, n_units);
     return status;
 }

@@ -8,8 +8,8 @@
  *
  * Its topk and its jumprelu let negative values through: of topk they become 0 here
  * (there is none unless fewer than k are positive), a threshold below 0 is refused.
- * Sites are named in config.yaml, without the layer, which is that of the file's
- * name. */
+ * Sites are named in config.yaml, without the layer, which its list of transcoders says
+ * by order, else the file's name. */
 
 #include "sae_source.h"
 
@@ -17,7 +17,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- config.yaml: of YAML only "key: value" at the left margin ---- */
+/* ---- config.yaml: of YAML only "key: value" at the left margin, and a list of
+ * transcoders ---- */
 
 static const char *const known_keys[] = {
     "activation", "description", "feature_input_hook", "feature_output_hook",
@@ -53,6 +54,12 @@ static int yaml_line(const char *line, size_t n, safe_name *key, safe_name *valu
     return 1;
 }
 
+/* A line with a key at the left margin. */
+static int is_key_line(const char *line, size_t n)
+{
+    return n > 0 && !strchr(" #-\t\r", *line);
+}
+
 /* The value of a key; 0 if it is absent or empty. */
 static int yaml_get(const yaml *y, const char *wanted, safe_name *value)
 {
@@ -61,15 +68,30 @@ static int yaml_get(const yaml *y, const char *wanted, safe_name *value)
         const char *line = y->text + at;
         safe_name key;
         at += n + 1;
-        if (n && *line != ' ' && *line != '#' && *line != '-' &&
-            yaml_line(line, n, &key, value) && strcmp(key.text, wanted) == 0)
+        if (is_key_line(line, n) && yaml_line(line, n, &key, value) &&
+            strcmp(key.text, wanted) == 0)
             return *value->text && strcmp(value->text, "null") != 0;
+    }
+    return 0;
+}
+
+/* Is the key at the left margin before `end` too? */
+static int yaml_seen(const yaml *y, size_t end, const char *wanted)
+{
+    for (size_t at = 0; at < end;) {
+        size_t n = strcspn(y->text + at, "\n");
+        safe_name key, value;
+        if (is_key_line(y->text + at, n) && yaml_line(y->text + at, n, &key, &value) &&
+            strcmp(key.text, wanted) == 0)
+            return 1;
+        at += n + 1;
     }
     return 0;
 }
 
 static int yaml_read(sae_source *s, yaml *y)
 {
+    safe_name last = name_z(""); /* the key that indented lines belong to */
     if (convert_read(s->unit->folder, s->unit->config, 1 << 20, &y->text, &y->len,
                      s->err, s->cap))
         return -1;
@@ -78,9 +100,20 @@ static int yaml_read(sae_source *s, yaml *y)
         const char *line = y->text + at;
         safe_name key, value;
         int known = 0;
+        size_t here = at, blank = strspn(line, " \t\r");
         at += n + 1;
-        if (n == 0 || *line == ' ' || *line == '#' || *line == '-' || *line == '\r')
+        if (blank >= n || line[blank] == '#' ||
+            (!*last.text && n >= 3 && strncmp(line, "---", 3) == 0))
             continue;
+        if (!is_key_line(line, n)) {
+            if (strcmp(last.text, "transcoders") != 0 &&
+                strcmp(last.text, "description") != 0 &&
+                !convert_ignored(s->o, last.text))
+                return sae_bad_config(s, "the line \"%s\" under %s is not understood",
+                                      name_n(line, n < 60 ? n : 60).text,
+                                      *last.text ? last.text : "no key");
+            continue;
+        }
         if (!yaml_line(line, n, &key, &value))
             return sae_bad_config(s, "the line \"%s\" is not \"key: value\"",
                                   name_n(line, n < 60 ? n : 60).text);
@@ -91,7 +124,134 @@ static int yaml_read(sae_source *s, yaml *y)
                                   "the key %s is not known here (--ignore-key %s if it "
                                   "does not change the computation)",
                                   key.text, key.text);
+        if (yaml_seen(y, here, key.text))
+            return sae_bad_config(s, "the key %s appears twice", key.text);
+        last = key;
     }
+    return 0;
+}
+
+/* ---- its list of transcoders ---- */
+
+/* One entry: a path, or id, layer and filepath of its own. */
+typedef struct entry {
+    safe_name path, layer; /* "": absent */
+    int index;             /* the entry's number, from 0 */
+} entry;
+
+/* The file's name in "hf://owner/repo/layer_3.safetensors?revision=x" is this file's. */
+static int names_file(const sae_source *s, const char *path)
+{
+    const char *file = sae_file_name(s), *slash = strrchr(path, '/');
+    const char *base = slash ? slash + 1 : path;
+    size_t n = strcspn(base, "?@"), full = strlen(file),
+           stem = full > 12 && strcmp(file + full - 12, ".safetensors") == 0 ? full - 12
+                                                                             : full;
+    return (n == full || n == stem) && strncmp(base, file, n) == 0;
+}
+
+/* What an entry says of this SAE's file: *layer. */
+static int use_entry(sae_source *s, const entry *e, int *layer, int *hits)
+{
+    if (!*e->path.text)
+        return sae_bad_config(s, "transcoders: entry %d has no path", e->index);
+    if (!names_file(s, e->path.text))
+        return 0;
+    *layer = *e->layer.text ? sae_number_in(e->layer.text, "", "") : e->index;
+    ++*hits;
+    if (*layer < 0)
+        return sae_bad_config(s, "transcoders: the layer of entry %d is %s", e->index,
+                              e->layer.text);
+    return 0;
+}
+
+/* "key: value" inside an entry. */
+static int read_member(sae_source *s, entry *e, const char *line, size_t n)
+{
+    safe_name key, value;
+    if (!yaml_line(line, n, &key, &value))
+        return sae_bad_config(s, "transcoders: the line \"%s\" is not understood",
+                              name_n(line, n < 60 ? n : 60).text);
+    if (strcmp(key.text, "filepath") == 0)
+        e->path = value;
+    else if (strcmp(key.text, "layer") == 0)
+        e->layer = value;
+    else if (strcmp(key.text, "id") != 0 && strcmp(key.text, "repo_id") != 0 &&
+             strcmp(key.text, "revision") != 0 && strcmp(key.text, "subfolder") != 0)
+        return sae_bad_config(s,
+                              "transcoders: the key %s of entry %d is not known here",
+                              key.text, e->index);
+    return 0;
+}
+
+/* The text after "- ": a path, or the first member. */
+static int read_first(sae_source *s, entry *e, const char *line, size_t n)
+{
+    char text[NAME_CAP + 8];
+    static const char flow[] = "[{&*|>!"; /* more of YAML than is read */
+    safe_name key, value;
+    int hf = n > 5 && (strncmp(line, "hf:", 3) == 0 || strncmp(line, "\"hf:", 4) == 0);
+    if (n > 0 && !hf && !strchr(flow, *line) && yaml_line(line, n, &key, &value))
+        return read_member(s, e, line, n);
+    if (n == 0 || strchr(flow, *line) || n >= NAME_CAP)
+        return sae_bad_config(s, "transcoders: entry %d, \"%s\", is not understood",
+                              e->index, name_n(line, n < 60 ? n : 60).text);
+    /* as a value: without quotes and comment */
+    snprintf(text, sizeof text, "x: %.*s", (int)n, line);
+    yaml_line(text, strlen(text), &key, &e->path);
+    return 0;
+}
+
+/* The lines under `transcoders:` name each layer's file, in the order of the layers or
+ * with a layer each; *layer is this file's, and -1 where there is no such list. */
+static int read_list(sae_source *s, const yaml *y, int *layer)
+{
+    entry e = {name_z(""), name_z(""), -1};
+    safe_name key, value;
+    int inside = 0, hits = 0, status = 0;
+    *layer = -1;
+    if (yaml_get(y, "transcoders", &value) && strcmp(value.text, "[]") != 0)
+        return sae_bad_config(s,
+                              "transcoders is %s; only a list of lines \"- path\" is "
+                              "read",
+                              value.text);
+    for (size_t at = 0; at < y->len && !status;) {
+        size_t n = strcspn(y->text + at, "\n"), blank;
+        const char *line = y->text + at;
+        at += n + 1;
+        while (n > 0 && strchr(" \r", line[n - 1]))
+            n--;
+        if (is_key_line(line, n))
+            inside = yaml_line(line, n, &key, &value) &&
+                     strcmp(key.text, "transcoders") == 0;
+        blank = strspn(line, " ");
+        if (!inside || is_key_line(line, n) || blank >= n || line[blank] == '#')
+            continue;
+        if (line[blank] == '-') {
+            status = e.index >= 0 ? use_entry(s, &e, layer, &hits) : 0;
+            e.path = e.layer = name_z("");
+            e.index++;
+            blank++;
+            blank += strspn(line + blank, " ");
+            status =
+                status || read_first(s, &e, line + blank, n > blank ? n - blank : 0);
+        } else if (e.index < 0) {
+            status = sae_bad_config(s, "transcoders: the line \"%s\" is not understood",
+                                    name_n(line, n < 60 ? n : 60).text);
+        } else {
+            status = read_member(s, &e, line + blank, n - blank);
+        }
+    }
+    if (!status && e.index >= 0)
+        status = use_entry(s, &e, layer, &hits);
+    if (status)
+        return -1;
+    if (e.index >= 0 && hits != 1 && s->o->layer < 0)
+        return sae_bad_config(s,
+                              "transcoders names %s %s, so its layer is not known; "
+                              "--layer N settles it",
+                              name_z(sae_file_name(s)).text,
+                              hits ? "more than once" : "nowhere");
     return 0;
 }
 
@@ -191,6 +351,17 @@ static int read_activation(sae_source *s, const yaml *y)
                               "activation is %s, but the file has no "
                               "activation_function.threshold",
                               name.text);
+    safe_name k;
+    if (!said && yaml_get(y, "k", &k) && !s->o->k && !convert_ignored(s->o, "k"))
+        return sae_bad_config(s,
+                              "k is %s, but activation is absent; --k %s says that it "
+                              "is topk, --ignore-key k that k does not matter",
+                              k.text, k.text);
+    if (said && !topk && yaml_get(y, "k", &k) && !convert_ignored(s->o, "k"))
+        return sae_bad_config(s,
+                              "k is %s, but activation is %s (--ignore-key k if k does "
+                              "not matter)",
+                              k.text, name.text);
     if (t)
         return read_threshold(s, t);
     if (topk || sae_tensor(s, "k") || s->o->k)
@@ -202,11 +373,20 @@ static int read_activation(sae_source *s, const yaml *y)
 static int read_places(sae_source *s, const yaml *y)
 {
     safe_name in, out;
-    int layer = sae_number_in(sae_file_name(s), "layer_", ".safetensors");
+    int named = sae_number_in(sae_file_name(s), "layer_", ".safetensors"), layer;
+    if (read_list(s, y, &layer))
+        return -1;
+    if (layer >= 0 && named >= 0 && layer != named && s->o->layer < 0)
+        convert_note("transcoders in config.yaml makes %s layer %d: it is followed",
+                     name_z(sae_file_name(s)).text, layer);
+    if (layer >= 0 && s->o->layer < 0)
+        qfile_meta_add(&s->lines, "place.layer", "%d, from transcoders in config.yaml",
+                       layer);
+    else if (named >= 0 && s->o->layer < 0)
+        qfile_meta_add(&s->lines, "place.layer", "%d, from the file's name", named);
+    layer = layer >= 0 ? layer : named;
     int has_in = yaml_get(y, "feature_input_hook", &in),
         has_out = yaml_get(y, "feature_output_hook", &out);
-    if (layer >= 0 && s->o->layer < 0)
-        qfile_meta_add(&s->lines, "place.layer", "%d, from the file's name", layer);
     if (sae_set_place(s, 0, has_in ? sae_parse_site(in.text) : -1, layer,
                       "feature_input_hook", has_in ? in.text : NULL))
         return -1;

@@ -164,6 +164,15 @@ static int read_factor(sae_source *s)
     char *end;
     if (strcmp(s->prefix, "ae.") != 0)
         return 0;
+    char number[32];
+    const tensor *t = tensors_find(s->file, "norm_factor");
+    if (t && t->n == 1 && tensor_is_float(t)) { /* a number all the same */
+        double value;
+        if (tensor_f64(t, 0, 1, &value, s->err, s->cap))
+            return err_prefix(s->err, s->cap, "%s", name_z(sae_file_name(s)).text);
+        snprintf(number, sizeof number, "%.17g", value);
+        text = number;
+    }
     if (text && strcmp(text, "None") == 0)
         text = NULL;
     double x = text ? strtod(text, &end) : 0;
@@ -275,7 +284,7 @@ static int read_tensors(sae_source *s, const dict_class *c)
         return read_selection(s, c);
     if (r->activation != QSAE_ACT_JUMPRELU)
         return 0;
-    s->fold.negative_theta_is_zero = 1; /* relu(z (z > theta)) */
+    s->fold.gated_by_relu = 1; /* relu(z (z > theta)) */
     return sae_take(s, "threshold", 0, F, &s->theta);
 }
 

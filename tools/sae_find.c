@@ -123,7 +123,7 @@ static int find_config(const char *folder, const char **name, char *err, size_t 
     /* one that cannot be read says neither that it is an SAE's nor that it is not */
     if (convert_exists(folder, "config.json") &&
         convert_read_json(folder, "config.json", &doc, err, cap))
-        return -1;
+        return err_prefix(err, cap, "%s", name_z(folder).text);
     json_free(doc);
     const char *const list[] = {
         convert_exists(folder, "cfg.json") ? "cfg.json" : NULL,
@@ -264,6 +264,25 @@ static int find_weights(const char *folder, const char *config, const entries *e
     return *weights ? 0 : err_set(err, cap, "out of memory");
 }
 
+static int has_config_below(const char *folder, const entries *e)
+{
+    int yes = 0;
+    for (size_t i = 0; i < e->n && !yes; i++) {
+        char *path = convert_path(folder, e->name[i]);
+        yes = path && is_folder(path) && convert_exists(path, "cfg.json");
+        free(path);
+    }
+    return yes;
+}
+
+/* What sparsify's trainer saves beside the folders of its hookpoints. */
+static int is_of_trainer(const char *name)
+{
+    return strcmp(name, "state.pt") == 0 || strncmp(name, "optimizer", 9) == 0 ||
+           strncmp(name, "lr_scheduler", 12) == 0 ||
+           (strncmp(name, "rank_", 5) == 0 && ends_with(name, "_state.pt"));
+}
+
 static int find_folder(const char *folder, int depth, sae_unit **list, int *n,
                        char *err, size_t cap)
 {
@@ -278,6 +297,7 @@ static int find_folder(const char *folder, int depth, sae_unit **list, int *n,
     if (find_config(folder, &config, err, cap) || list_folder(folder, &e, err, cap))
         return -1;
     int one = config && strcmp(config, "config.yaml") != 0, status = 0;
+    int run = !config && has_config_below(folder, &e);
     if (one)
         status = find_weights(folder, config, &e, &weights, err, cap) ||
                  add_unit(list, n, folder, weights, config, err, cap);
@@ -287,7 +307,7 @@ static int find_folder(const char *folder, int depth, sae_unit **list, int *n,
             status = err_set(err, cap, "out of memory");
         else if (is_folder(path))
             status = find_folder(path, depth + 1, list, n, err, cap);
-        else if (is_weights(folder, e.name[i]))
+        else if (is_weights(folder, e.name[i]) && !(run && is_of_trainer(e.name[i])))
             status = add_unit(list, n, folder, copy_of(path), config, err, cap);
         free(path);
     }
@@ -328,7 +348,7 @@ int sae_find(const char *path, sae_unit **list, int *n, char *err, size_t cap)
     if (find_folder(path, 0, list, n, err, cap))
         return -1;
     if (*n == before)
-        return err_set(err, cap, "%s: no SAE is in it", name_z(path).text);
+        return err_set(err, cap, "%s: no SAE is in it", name_z(path).text), 1;
     return 0;
 }
 
@@ -344,7 +364,8 @@ static const char *find_prefix(const tensor_file *f)
             const char *name = tensors_at(f, i)->name;
             if (strncmp(name, prefixes[p], len) == 0)
                 hits++;
-            else if (strncmp(name, "optimizer.", 10) != 0)
+            else if (strncmp(name, "optimizer.", 10) != 0 &&
+                     strcmp(name, "norm_factor") != 0 && strcmp(name, "step") != 0)
                 other++;
         }
         if (hits && !other)
@@ -372,9 +393,65 @@ static const char *known_stranger(const sae_source *s)
     return NULL;
 }
 
+/* Two tensors of a matrix and its bias, either way round. */
+static int is_shape(const tensor *t, uint64_t rows, uint64_t cols)
+{
+    return t->rank == 2 && t->shape[0] == rows && t->shape[1] == cols;
+}
+
+/* What keeps tensors W_enc, W_dec, b_enc, b_dec from being of a family. */
+static void explain_shapes(const sae_source *s, char *out, size_t cap)
+{
+    const tensor *e = sae_tensor(s, "W_enc"), *d = sae_tensor(s, "W_dec"),
+                 *b = sae_tensor(s, "b_enc"), *c = sae_tensor(s, "b_dec");
+    const char *lacks = !e   ? "W_enc"
+                        : !d ? "W_dec"
+                        : !b ? "b_enc"
+                        : !c ? "b_dec"
+                             : NULL;
+    if (lacks) {
+        snprintf(out, cap, "%s is missing, which qwen-scope, saelens and others have",
+                 lacks);
+        return;
+    }
+    uint64_t F = b->n, I = c->n;
+    int rows = is_shape(e, F, I), columns = is_shape(e, I, F);
+    if (!rows && !columns)
+        snprintf(out, cap, "W_enc %.50s does not fit b_enc %.50s and b_dec %.50s",
+                 tensor_shape(e).text, tensor_shape(b).text, tensor_shape(c).text);
+    else if (!is_shape(d, F, I) && !is_shape(d, I, F))
+        snprintf(out, cap, "W_dec %.50s does not fit b_enc %.50s and b_dec %.50s",
+                 tensor_shape(d).text, tensor_shape(b).text, tensor_shape(c).text);
+    else if (columns)
+        snprintf(
+            out, cap,
+            "W_enc %.50s with b_enc %.50s is as saelens has it, whose cfg.json is not "
+            "beside it; for qwen-scope it is transposed",
+            tensor_shape(e).text, tensor_shape(b).text);
+    else if (tensors_count(s->file) > 4)
+        snprintf(out, cap, "qwen-scope has W_enc, W_dec, b_enc and b_dec only");
+    else
+        snprintf(out, cap, "qwen-scope has W_dec [%u, %u]: is W_dec %.50s transposed?",
+                 (unsigned)I, (unsigned)F, tensor_shape(d).text);
+}
+
+/* The family that comes nearest, and what it lacks; "" if none does. */
+static void explain(const sae_source *s, char *out, size_t cap)
+{
+    *out = 0;
+    if (sae_tensor(s, "W_enc") || sae_tensor(s, "W_dec"))
+        explain_shapes(s, out, cap);
+    else if (sae_tensor(s, "encoder.weight"))
+        snprintf(out, cap,
+                 "encoder.weight comes with decoder.weight and a bias of the output in "
+                 "dictionary-learning, with W_dec in sparsify");
+    else if (sae_tensor(s, "W_E") || sae_tensor(s, "W_D"))
+        snprintf(out, cap, "llamascopium has both W_E and W_D");
+}
+
 static int no_family(sae_source *s)
 {
-    char names[ERR_CAP / 2] = "";
+    char names[ERR_CAP / 2] = "", near[ERR_CAP / 2];
     const char *what = known_stranger(s);
     if (what)
         return sae_bad_file(s, "it is %s", what);
@@ -386,10 +463,12 @@ static int no_family(sae_source *s)
     }
     if (tensors_count(s->file) > 6)
         strncat(names, ", ...", sizeof names - strlen(names) - 1);
-    return sae_bad_file(s,
-                        "which SAE family it is cannot be told from its tensors (%s); "
-                        "--family NAME says it",
-                        names);
+    explain(s, near, sizeof near);
+    return sae_bad_file(
+        s,
+        "which SAE family it is cannot be told from its tensors (%s)%s%s; "
+        "--family NAME says it",
+        names, *near ? ": " : "", near);
 }
 
 static int find_family(sae_source *s, const sae_family **out)

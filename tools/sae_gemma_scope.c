@@ -85,7 +85,7 @@ static int read_gemma_scope(sae_source *s)
     if (sae_sizes(s, "b_enc", "b_dec") || sae_not_square(s))
         return -1;
     r->activation = QSAE_ACT_JUMPRELU;
-    s->fold.negative_theta_is_zero = 1;
+    s->fold.gated_by_relu = 1;
     if (sae_take_transposed(s, two ? "w_enc" : "W_enc", r->d_sae, r->d_in, &s->enc) ||
         sae_take(s, two ? "w_dec" : "W_dec", r->d_sae, r->d_out, &s->dec) ||
         sae_take(s, "b_enc", 0, r->d_sae, &s->b_enc) ||

@@ -13,7 +13,8 @@
  *     norm_activation token-wise     the library's constant norm
  *     log_jumprelu_threshold         theta = exp of it
  *     sparsity_include_decoder_norm  z_i n_i is compared, z_i comes out:
- *                                    jumprelu: theta_i /= n_i; relu: nothing
+ *                                    jumprelu: theta_i /= n_i, the largest f32
+ *                                    where n_i is 0; relu: nothing
  *                                    topk: E_i *= n_i, b_i *= n_i, and what is selected
  *                                    is divided by n_i (the library's topk-scaled)
  *

@@ -7,7 +7,8 @@
  * negative, SAELens and this program make it 0; there is none unless fewer than k are
  * positive.
  *
- * Nothing says k but the repository's name, so --k is required. The file is the output
+ * Nothing says k but the repository's name, so --k is required, unless a number k lies
+ * beside the tensors. The file is the output
  * of block n: the layer is taken from a name layer{n}.sae.pt. Nothing is folded. */
 
 #ifndef _XOPEN_SOURCE
@@ -37,11 +38,28 @@ static void k_advice(const sae_source *s, char *out, size_t cap)
     free(full);
 }
 
+/* The number k beside the tensors of a .pt; 0: there is none. */
+static int stored_k(sae_source *s, int64_t *k)
+{
+    const char *text =
+        tensors_container(s->file) == TENSORS_TORCH ? tensors_meta(s->file, "k") : NULL;
+    char *end;
+    *k = 0;
+    if (!text || convert_ignored(s->o, "k"))
+        return 0;
+    *k = strtoll(text, &end, 10);
+    if (*end || *k < 1 || *k > (int64_t)s->record.d_sae)
+        return sae_bad_file(s, "k is %s, it must be a whole number in 1..%u (d_sae)",
+                            name_z(text).text, s->record.d_sae);
+    return 0;
+}
+
 static int read_qwen_scope(sae_source *s)
 {
     qsae_sae_record *r = &s->record;
     int layer = sae_number_in(sae_file_name(s), "layer", ".sae.pt");
     char advice[200];
+    int64_t k;
     s->class_name = "Qwen-Scope";
     sae_describe(s, "Qwen-Scope");
     if (sae_sizes(s, "b_enc", "b_dec") || sae_not_square(s))
@@ -50,13 +68,13 @@ static int read_qwen_scope(sae_source *s)
     if (sae_take(s, "W_enc", r->d_sae, r->d_in, &s->enc) ||
         sae_take_transposed(s, "W_dec", r->d_sae, r->d_in, &s->dec) ||
         sae_take(s, "b_enc", 0, r->d_sae, &s->b_enc) ||
-        sae_take(s, "b_dec", 0, r->d_in, &s->b_dec) || sae_no_strangers(s))
+        sae_take(s, "b_dec", 0, r->d_in, &s->b_dec) || stored_k(s, &k))
         return -1;
-    if (!s->o->k) {
+    if (!s->o->k && !k) {
         k_advice(s, advice, sizeof advice);
         return sae_bad_file(s, "k is not in the file; %s", advice);
     }
-    if (sae_set_k(s, 0, "--k"))
+    if (sae_set_k(s, k, k ? "k" : "--k") || sae_no_strangers(s))
         return -1;
     if (layer >= 0 && s->o->layer < 0)
         qfile_meta_add(&s->lines, "place.layer", "%d, from the file's name", layer);

@@ -160,8 +160,9 @@ static int read_architecture(sae_source *s, saelens *w)
                        : w->legacy && !v           ? "standard"
                                                    : "";
     if (sae_is_text(fn, "topk")) {
-        if (!sae_get(s, kwargs, "k") && !sae_get(s, s->cfg, "k"))
-            return sae_bad_config(s, "activation_fn is topk, but there is no k");
+        if (!sae_get(s, kwargs, "k") && !sae_get(s, s->cfg, "k") && !s->o->k)
+            return sae_bad_config(s, "activation_fn is topk, but there is no k; --k K "
+                                     "says it");
         if (strcmp(name, "standard") == 0)
             name = "topk";
     } else if (fn && !sae_is_text(fn, "relu")) {
@@ -195,19 +196,24 @@ static int read_sizes(sae_source *s, const saelens *w)
         return -1;
     r->d_out = r->d_in;
     if (w->arch->flags & TRANSCODER) {
-        r->d_out = 768; /* TranscoderConfig's default */
-        if (sae_get(s, s->cfg, "d_out") &&
-            sae_get_size(s, "d_out", SAE_MAX_D, &r->d_out))
+        const tensor *dec = sae_tensor(s, "W_dec");
+        if (!sae_get(s, s->cfg, "d_out") && dec && dec->rank == 2 &&
+            dec->shape[1] >= 1 && dec->shape[1] <= SAE_MAX_D)
+            r->d_out = (uint32_t)dec->shape[1];
+        else if (sae_get_size(s, "d_out", SAE_MAX_D, &r->d_out))
             return -1;
     }
     if (r->activation != QSAE_ACT_TOPK)
         return 0;
     if (w->legacy && sae_get(s, kwargs, "k"))
         k = sae_get(s, kwargs, "k");
-    n = 100; /* TopKSAEConfig's default */
-    if ((k && !json_int(k, &n)) || n < 1 || n > (int64_t)r->d_sae)
+    n = 0; /* TopKSAEConfig's default of 100 says nothing about this file */
+    if (!k && !s->o->k)
+        return sae_bad_config(s, "architecture is topk, but there is no k; --k K says "
+                                 "it");
+    if (k && (!json_int(k, &n) || n < 1 || n > (int64_t)r->d_sae))
         return sae_bad_config(s, "k is %s, it must be a whole number in 1..%u (d_sae)",
-                              k ? sae_text(k).text : "100 (the default)", r->d_sae);
+                              sae_text(k).text, r->d_sae);
     return sae_set_k(s, n, "k");
 }
 
@@ -390,14 +396,14 @@ static int read_cfg(sae_source *s, saelens *w)
 /* ---- tensors ---- */
 
 /* threshold [F]; log_threshold [F] before 6.48; topk_threshold, one number, in
- * BatchTopK checkpoints. Thresholds below 0 mean 0: the classes compute relu(z) where
- * z > theta. Not so the one number of BatchTopK: it averages positive values, so below
- * 0 it is damaged. */
+ * BatchTopK checkpoints. The classes compute relu(z) where z > theta, so that a
+ * threshold below 0 acts as 0; but the one number of BatchTopK averages positive values,
+ * so below 0 it is damaged. */
 static int take_threshold(sae_source *s, const saelens *w)
 {
     const tensor *t = sae_tensor(s, "topk_threshold");
     int batch = w->arch->flags & BATCH;
-    s->fold.negative_theta_is_zero = !batch;
+    s->fold.gated_by_relu = !batch;
     /* as BatchTopKTrainingSAE.fold_activation_norm_scaling_factor */
     if (batch && w->rescale)
         s->fold.theta = 1 / w->scale;

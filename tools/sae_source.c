@@ -80,7 +80,9 @@ int sae_get_bool(sae_source *s, const char *key, int *out)
 {
     const json_value *v = sae_get(s, s->cfg, key);
     if (v && !json_bool(v, out))
-        return sae_bad_config(s, "%s is %s, not true or false", key, sae_text(v).text);
+        return sae_bad_config(s, "%s is %s%s%s, not true or false", key,
+                              v->type == JSON_STRING ? "the string \"" : "",
+                              sae_text(v).text, v->type == JSON_STRING ? "\"" : "");
     return 0;
 }
 
@@ -257,12 +259,72 @@ int sae_not_square(sae_source *s)
         s->record.d_in, s->family);
 }
 
+/* Is this number or text beside the tensors of a .pt one that changes nothing, or is
+ * read elsewhere? */
+static int entry_is_known(const sae_source *s, const char *key)
+{
+    static const char *const names[] = {"epoch", "step", "version"};
+    char top[64];
+    snprintf(top, sizeof top, "%.*s", (int)strcspn(key, "."), key);
+    if (convert_ignored(s->o, key) || convert_ignored(s->o, top))
+        return 1;
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+        if (strcmp(key, names[i]) == 0)
+            return 1;
+    /* of a checkpoint of the training */
+    return *s->prefix && (strcmp(top, "optimizer") == 0 || strcmp(top, "config") == 0 ||
+                          strcmp(key, "norm_factor") == 0);
+}
+
+static int check_entry(sae_source *s, const char *key, const char *value)
+{
+    const qsae_sae_record *r = &s->record;
+    safe_name name = name_z(key);
+    size_t n = strlen(s->prefix);
+    const char *own = strncmp(key, s->prefix, n) == 0 ? key + n : key;
+    if (entry_is_known(s, key))
+        return 0;
+    if (strcmp(own, "k") == 0 && r->k) {
+        char number[24];
+        snprintf(number, sizeof number, "%u", r->k);
+        if (strcmp(value, number) == 0)
+            return 0;
+        return sae_bad_file(s,
+                            "%s is %s, but the SAE keeps %u (--ignore-key %s if that "
+                            "is right)",
+                            name.text, name_z(value).text, r->k, name.text);
+    }
+    if (strcmp(own, "activation") == 0 &&
+        strcmp(value, qsae_activation_name((qsae_activation)r->activation)) == 0)
+        return 0;
+    return sae_bad_file(
+        s,
+        "%s is %s beside the tensors, which is not known here (--ignore-key %s if "
+        "it does not change the computation)",
+        name.text, name_z(value).text, name.text);
+}
+
+/* Numbers and texts beside the tensors of a .pt may say what is computed. */
+static int check_entries(sae_source *s)
+{
+    size_t n =
+        tensors_container(s->file) == TENSORS_TORCH ? tensors_meta_count(s->file) : 0;
+    for (size_t i = 0; i < n; i++) {
+        const char *value, *key = tensors_meta_at(s->file, i, &value);
+        if (check_entry(s, key, value))
+            return -1;
+    }
+    return 0;
+}
+
 int sae_no_strangers(sae_source *s)
 {
     for (size_t i = 0; i < tensors_count(s->file); i++) {
         const tensor *t = tensors_at(s->file, i);
         /* beside the SAE in a checkpoint of the training */
-        int known = *s->prefix && strncmp(t->name, "optimizer.", 10) == 0;
+        int known = *s->prefix && (strncmp(t->name, "optimizer.", 10) == 0 ||
+                                   strcmp(t->name, "norm_factor") == 0 ||
+                                   strcmp(t->name, "step") == 0);
         for (int j = 0; j < s->n_used; j++)
             known |= t == s->used[j];
         if (!known)
@@ -272,7 +334,7 @@ int sae_no_strangers(sae_source *s)
                                                                   : "class",
                                 s->class_name ? s->class_name : s->family);
     }
-    return 0;
+    return check_entries(s);
 }
 
 /* ---- where it reads and writes ---- */
@@ -359,10 +421,25 @@ int sae_set_place(sae_source *s, int out, int site, int layer, const char *key,
         convert_note("%s says %s, the options say otherwise: they are followed",
                      s->unit->config ? s->unit->config : key,
                      value ? name_z(value).text : "so");
+    /* --layer moves the whole of a transcoder that lies in one layer */
+    if (out && layer_option < 0 && layer >= 0 && layer == s->said_layer)
+        layer_option = o->layer;
+    if (!out)
+        s->said_layer = layer;
     if (site_option >= 0)
         site = site_option;
     if (layer_option >= 0)
         layer = layer_option;
+    if (!value && strcmp(key, "the site") == 0 && (site < 0 || layer < 0))
+        return sae_bad_file(
+            s,
+            "which %s is meant is not clear: nothing in the file or its "
+            "folder's name says it; --site%s SITE and --layer%s N "
+            "settle it",
+            site >= 0    ? "layer"
+            : layer >= 0 ? "site"
+                         : "site and layer",
+            suffix, suffix);
     if (site < 0 || layer < 0)
         return sae_bad_config(
             s,

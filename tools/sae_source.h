@@ -43,7 +43,7 @@ typedef struct sae_fold {
     double slack; /* TO_ENC: if every n_i is this near to 1, none is used */
     /* the source's names for what is done, for the META lines */
     const char *norms_name, *subtract_name, *scale_name;
-    int negative_theta_is_zero; /* else a threshold below 0 is refused */
+    int gated_by_relu; /* relu(z) where z > theta: --negative-thresholds zero is exact */
 } sae_fold;
 
 /* One SAE of the input, as it was found. All strings are owned. */
@@ -85,6 +85,7 @@ typedef struct sae_source {
 
     const tensor *used[24];
     int n_used;
+    int said_layer; /* where it reads, by the source; before the options */
     qfile_meta lines;
     char *err;
     size_t cap;
@@ -104,7 +105,8 @@ extern const sae_family sae_saelens, sae_qwen_scope, sae_dictionary_learning,
 
 /* ---- sae_find.c ---- */
 
-/* Appends the SAEs at `path`, a folder (searched through) or one file. */
+/* Appends the SAEs at `path`, a folder (searched through) or one file. 1: none is there,
+ * which err says too. */
 int sae_find(const char *path, sae_unit **list, int *n, char *err, size_t cap);
 void sae_units_free(sae_unit *list, int n);
 /* 1 if this config.json is an SAE's. */
@@ -169,7 +171,8 @@ void sae_ignore(sae_source *s, const tensor *t);
 int sae_sizes(sae_source *s, const char *b_enc, const char *b_dec);
 /* Refuses d_sae = d_in where only --family could say which way the matrices lie. */
 int sae_not_square(sae_source *s);
-/* Every tensor was taken or ignored. */
+/* Every tensor was taken or ignored, and nothing else is in a .pt that could matter;
+ * after activation and k are known. */
 int sae_no_strangers(sae_source *s);
 
 /* Site and layer of "blocks.3.hook_resid_post", "model.layers.3.mlp", "layers.3"; each

@@ -2,6 +2,7 @@
 
 #include "sae_source.h"
 
+#include <float.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
@@ -44,7 +45,7 @@ static int decoder_norms(sae_source *s)
             for (uint64_t j = 0; j < O; j++)
                 sum += rows[i * O + j] * rows[i * O + j];
             s->n[at + i] = fmax(sqrt(sum), s->fold.floor);
-            if (s->n[at + i] == 0.0)
+            if (s->n[at + i] == 0.0 && s->fold.norms != NORMS_TO_THETA)
                 status = err_set(s->err, s->cap,
                                  "tensor %s: the decoder row of feature %" PRIu64
                                  " is zero, and its norm is divided by",
@@ -112,13 +113,46 @@ static int fold_one_theta(sae_source *s, uint64_t i, double *x)
     const tensor *t = &s->theta;
     if (s->theta_is_log)
         *x = exp(*x);
-    if (*x < 0 && !s->fold.negative_theta_is_zero)
+    if (*x < 0 && !s->fold.gated_by_relu)
         return err_set(s->err, s->cap, "%s is %g, it cannot be below 0",
                        s->theta_is_number ? "the threshold" : t->name, *x);
     *x *= s->fold.theta;
-    if (s->fold.norms == NORMS_TO_THETA)
-        *x /= s->n[i];
+    if (s->fold.norms != NORMS_TO_THETA)
+        return 0;
+    /* z_i n_i > theta_i, which is at least 0, is never so */
+    *x = s->n[i] == 0 ? (double)FLT_MAX : *x / s->n[i];
     return 0;
+}
+
+/* Thresholds below 0 are more likely something else, such as their logarithms, than
+ * thresholds: whoever converts has to say what they are. */
+static int check_below(sae_source *s, const double *stored, uint64_t *below)
+{
+    uint64_t first = 0;
+    if (s->theta_is_log || !s->fold.gated_by_relu)
+        return 0;
+    for (uint64_t i = s->theta.n; i-- > 0;)
+        if (stored[i] < 0) {
+            ++*below;
+            first = i;
+        }
+    if (*below == 0 || s->o->negative_thresholds)
+        return 0;
+    return err_set(
+        s->err, s->cap,
+        "tensor %s: %" PRIu64 " of %" PRIu64 " are below 0, the first at %" PRIu64
+        ": %g. Logarithms are not read as thresholds; if they are thresholds, "
+        "--negative-thresholds zero makes these 0, which is how they act",
+        name_z(s->theta.name).text, *below, s->theta.n, first, stored[first]);
+}
+
+/* How many features no input can make fire, their decoder rows being zero. */
+static uint64_t count_dead(const sae_source *s)
+{
+    uint64_t dead = 0;
+    for (uint64_t i = 0; i < s->record.d_sae && s->fold.norms == NORMS_TO_THETA; i++)
+        dead += s->n[i] == 0;
+    return dead;
 }
 
 /* theta' into s->t; says what was done. */
@@ -133,10 +167,11 @@ static int fold_thetas(sae_source *s)
         status = out_of_memory(s);
     if (!status && !s->theta_is_number)
         status = tensor_f64(&s->theta, 0, s->theta.n, stored, s->err, s->cap);
+    if (!status && !s->theta_is_number)
+        status = check_below(s, stored, &below);
     for (uint64_t i = 0; i < F && !status; i++) {
         double x = s->theta_is_number ? s->theta_number : stored[one ? 0 : i];
         status = fold_one_theta(s, i, &x);
-        below += x < 0;
         s->t[i] = x <= 0 ? 0 : (float)x; /* -0 too */
         if (!status && !isfinite(s->t[i]))
             status = err_set(
@@ -146,13 +181,18 @@ static int fold_thetas(sae_source *s)
     free(stored);
     if (status)
         return in_file(s);
+    if (count_dead(s) > 0)
+        qfile_meta_add(&s->lines, "folded.zero_rows",
+                       "%" PRIu64 " features whose decoder rows are zero never fire",
+                       count_dead(s));
     if (one && F != 1)
         qfile_meta_add(&s->lines, "folded.threshold",
                        "one threshold for all features (%s)",
                        s->class_name ? s->class_name : s->family);
     else if (below > 0)
         qfile_meta_add(&s->lines, "folded.threshold",
-                       "%" PRIu64 " below 0 became 0, which is the same", below);
+                       "%" PRIu64 " below 0 became 0 (--negative-thresholds zero)",
+                       below);
     else if (s->theta_is_log)
         qfile_meta_add(&s->lines, "folded.threshold", "exp of %s", s->theta.name);
     return 0;

@@ -327,10 +327,17 @@ static int starts(const unsigned char *head, size_t n, const char *magic, size_t
 /* Which reader: by the first bytes, of a zip by its members. */
 static int read_content(tensor_file *f, char *err, size_t cap)
 {
-    unsigned char head[8];
+    static const char pointer[] = "version https://git-lfs";
+    unsigned char head[sizeof pointer - 1];
     size_t n = f->size < sizeof head ? (size_t)f->size : sizeof head;
+    if (f->size == 0)
+        return err_set(err, cap, "the file is empty");
     if (tensors_read(f, 0, head, n, err, cap))
         return -1;
+    if (starts(head, n, pointer, sizeof pointer - 1))
+        return err_set(err, cap,
+                       "a pointer file of Git LFS, not the file itself (git lfs "
+                       "pull fetches it)");
     if (starts(head, n, "PK\3\4", 4) || starts(head, n, "PK\5\6", 4)) {
         int torch;
         if (zip_is_torch(f, &torch, err, cap))
@@ -931,8 +938,9 @@ static int odd_element(const tensor *t, uint64_t i, char *err, size_t cap)
         index[0] = index[1];
         index[1] = first;
     }
-    return err_set(err, cap, "tensor %s: element %s is %s", name_z(t->name).text,
-                   tensor_shape_of(t->rank, index).text,
+    return err_set(err, cap, "tensor %s%s%s is %s", name_z(t->name).text,
+                   t->rank ? ": element " : "",
+                   t->rank ? tensor_shape_of(t->rank, index).text : "",
                    isnan(x)      ? "NaN"
                    : isfinite(x) ? "too large for f32"
                                  : "infinite");

@@ -596,6 +596,14 @@ def fixtures(out):
     torch.save(dict(w, W_dec=w["W_dec"].T.contiguous()), bad / "turned.pt")
     torch.save({n: t if t.ndim == 1 else randn(11, 11) for n, t in dict(w, b_dec=randn(11)).items()}, bad / "square.pt")
     torch.save(dict(w, b_enc=w["b_enc"].where(torch.arange(11) != 7, torch.tensor(float("nan")))), bad / "nan.pt")
+    beside(bad, w)
+
+
+def beside(bad, w):
+    """Numbers, texts and dicts beside the tensors; k.pt is taken with its own k."""
+    for name, more in {"k": {"k": 3, "step": 100, "activation": "topk"}, "scale": {"scale": 2.0}, "config": {"cfg": {"d_in": 6, "activation": "relu"}},
+                       "gelu": {"k": 3, "activation": "gelu"}, "text": {"k": "three"}}.items():
+        torch.save(dict(w, **more), bad / f"beside-{name}.pt")
 
 
 def main():
