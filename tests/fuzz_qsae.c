@@ -131,12 +131,16 @@ static void write_seeds(const char *folder)
     static const tiny_shape shapes[2] = {{1, 2, 1, 1, 2, 2, 3, 1, QSAE_TYPE_BF16}, {1, 3, 2, 1, 2, 2, 4, 0, 0}};
     static const char *const models[2] = {"model_bf16", "model_f32"};
     static const char *const saes[4] = {"jumprelu", "suite", "gated", "relu"};
+    size_t size;
     for (int i = 0; i < 6; i++) {
-        size_t size;
         uint8_t *image = i < 2 ? tiny_model(&shapes[i], 1, &size) : tiny_sae_file(&SAES[i - 2], 1, &size);
         write_seed(folder, i < 2 ? models[i] : saes[i - 2], image, size);
         free(image);
     }
+    tiny_screen = 127;
+    uint8_t *screened = tiny_sae_file(&SAES[0], 1, &size);
+    write_seed(folder, "screen", screened, size);
+    free(screened);
 }
 
 int main(int argc, char **argv)
