@@ -53,6 +53,9 @@ static int fill(void *user, const qfile_part *p, float *out, char *err, size_t c
     for (uint64_t i = 0; i < p->n_rows * I; i++)
         if (!isfinite(out[i]))
             return 0; /* the writer says where */
+#if defined(_OPENMP)
+#pragma omp parallel for schedule(static)
+#endif
     for (uint64_t r = 0; r < p->n_rows; r += QUANTIZE_ROWS)
         screen_panel(out + r * I, (size_t)I,
                      p->n_rows - r < QUANTIZE_ROWS ? p->n_rows - r : QUANTIZE_ROWS, I,

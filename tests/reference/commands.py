@@ -72,7 +72,7 @@ def tensors(path):
 
 def one(checks, qsae, s, x, folder):
     sae = saes.load(folder)
-    file = checks.attempt(f"{s.name}: convert", convert, qsae, folder, BUILD / "cmd.qsae")
+    file = checks.attempt(f"{s.name}: convert", convert, qsae, folder, BUILD / "cmd.qsae", *saes.options(s.name))
     if not file:
         return
     rows_npy, rows_st = BUILD / "cmd_x.npy", BUILD / "cmd_x.safetensors"

@@ -79,7 +79,7 @@ def judge(checks, name, rows, sae, x, edge, near):
 
 def one(checks, qsae, name, folder, site, model, ids, hf):
     sae = saes.load(folder)
-    file = checks.attempt(f"{name}: convert", convert, qsae, folder, BUILD / "sae.qsae")
+    file = checks.attempt(f"{name}: convert", convert, qsae, folder, BUILD / "sae.qsae", *saes.options(name))
     got = file and checks.attempt(f"{name}: features", features, qsae, model, file, ids)
     if not got:
         return

@@ -208,3 +208,8 @@ def make(s, x, folder, d_out=None):
 def load(folder):
     """As SAELens loads it, in float32."""
     return SAE.load_from_disk(folder, dtype="float32")
+
+
+def options(name):
+    """What `qsae convert` must be told of this SAE: some thresholds of jumprelu_sub are below 0 on purpose."""
+    return ("--negative-thresholds", "zero") if name == "jumprelu_sub" else ()
