@@ -1091,7 +1091,7 @@ static void qs_mmq_drive(const qs_qset *set, int q4, const void *w, size_t ws, s
         body(nb, nt, w, ws, x, y, ys, ahead);                                          \
     }
 
-/* The entries for integer weights of the set QS_QSET_isa. */
+/* The entries for integer weights of the set qs_qset_isa. */
 #define QS_QENTRIES(isa)                                                               \
     static void qs_mmq_q8_##isa(const void *w, size_t ws, size_t nb, size_t ng,        \
                                 const qs_group *x, size_t nt, float *y, size_t ys)     \
@@ -4286,6 +4286,16 @@ static qsae_status qs_tok_index_add(qs_tok *t, uint32_t rank, uint64_t offset, q
     return QSAE_OK;
 }
 
+/* Asks for the line that p lies in, where the compiler can say so. */
+static inline void qs_tok_fetch(const void *p)
+{
+#if defined(__GNUC__)
+    __builtin_prefetch(p);
+#else
+    (void)p;
+#endif
+}
+
 /* Every merge spells its result, and no pair has two. */
 static qsae_status qs_tok_bind_merges(qs_tok *t, const qs_tok_header *h, qsae_error *err)
 {
@@ -4298,8 +4308,11 @@ static qsae_status qs_tok_bind_merges(qs_tok *t, const qs_tok_header *h, qsae_er
                            "tokenizer: merge %u: %u + %u is not token %u", (unsigned)i,
                            (unsigned)t->merges[i].left, (unsigned)t->merges[i].right,
                            (unsigned)t->merges[i].result);
-    for (i = 0; i < t->n_merges && st == QSAE_OK; i++)
+    for (i = 0; i < t->n_merges && st == QSAE_OK; i++) {
+        const qs_tok_merge *ahead = &t->merges[i + 16 < t->n_merges ? i + 16 : i];
+        qs_tok_fetch(&t->index[qs_tok_hash(ahead->left, ahead->right) & t->index_mask]);
         st = qs_tok_index_add(t, i, h->off_merges + 12 * (uint64_t)i, err);
+    }
     return st;
 }
 
@@ -4402,10 +4415,10 @@ static void qs_tok_tearing(qs_tok *t, qs_tearing *k)
         const qs_tok_merge *m = &t->merges[i];
         const uint8_t *a = t->text + t->text_off[m->left], *b = t->text + t->text_off[m->right];
         int torn;
+        if ((b[0] & 0xC0) == 0x80 || (b[0] < 0x80 && (a[0] & 0xC0) != 0x80))
+            continue;                    /* both inside one character; or nothing torn */
         na = qs_tok_len(t, m->left);
         nb = qs_tok_len(t, m->right);
-        if ((b[0] & 0xC0) == 0x80)       /* both inside one character */
-            continue;
         torn = qs_utf8_need(b[0]) == 0 || nb < qs_utf8_need(b[0]);
         low = torn && a[na - 1] >= 0x80 ? &k->first[nb > 1][b[0]] : NULL;
         if (low && i < *low)

@@ -315,7 +315,7 @@ typedef enum qsae_activation {
     QSAE_ACT_TOPK_SCALED
 } qsae_activation;
 
-/* Lower-case name ("jumprelu", "topk-scaled", ...), or NULL if a is not a value of the enum. */
+/* Lower-case name ("jumprelu", "topk-scaled", ...), constant, or NULL if a is not a value of the enum. Threads: any. */
 QSAE_API const char *qsae_activation_name(qsae_activation a);
 
 typedef enum qsae_norm {
