@@ -33,7 +33,10 @@ static void read_value(const tensor_file *f, const gguf_value *v)
         for (size_t i = 0; i < len; i++)
             sum += (unsigned char)s[i];
     need(v->type != GGUF_STRING || !v->is_array || at == v->size);
-    need(gguf_text(v).text[NAME_CAP - 1] == 0 || sum != 0);
+    const safe_name shown = gguf_text(v);
+    need(memchr(shown.text, 0, sizeof shown.text) != NULL);
+    static volatile size_t read_all; /* the bytes above are really read */
+    read_all = sum;
 }
 
 static void read_tensor(const tensor *t)
