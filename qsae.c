@@ -841,18 +841,34 @@ static void qs_pack_scalar(const float *x, size_t n, qs_group *out, size_t step)
 }
 
 /* A Q4 superblock: 32 lines of 16 rows x 8 k, in byte 4 r + j the q + 8 of row r, k = 8 line + j (low half) and 8 line
- * + 4 + j; a line of 16 u32, nibble i of row r is m - 1 of its i-th 32 k; the scales. w = m q. */
+ * + 4 + j; a line of 16 u32, nibble i of row r is |m| of its i-th 32 k; the scales' line, whose u32 are the bits of a
+ * float but for the low 8: bit i is 1 where that m is negative. w = m q. */
+#define QS_Q4_SIGNS 255u
+
+/* The i-th m of row r */
+static int qs_q4_multiplier(const uint8_t *w, size_t r, size_t i)
+{
+    uint32_t nibbles, signs;
+    memcpy(&nibbles, w + 2048 + 4 * r, 4);
+    memcpy(&signs, w + 2112 + 4 * r, 4);
+    int m = (int)(nibbles >> 4 * i & 15);
+    return signs >> i & 1 ? -m : m;
+}
+
 static void qs_unpack_scalar(const uint8_t *w, uint8_t *out)
 {
     for (size_t i = 0; i < 2048; i++) {
-        size_t line = i / 64, r = i % 64 / 4;
-        uint32_t nibbles;
-        memcpy(&nibbles, w + 2048 + 4 * r, 4);
-        int m = (int)(nibbles >> 4 * (line / 4) & 15) + 1;
+        size_t line = i / 64;
+        int m = qs_q4_multiplier(w, i % 64 / 4, line / 4);
         out[line * 128 + i % 64] = (uint8_t)(m * ((w[i] & 15) - 8));
         out[line * 128 + 64 + i % 64] = (uint8_t)(m * ((w[i] >> 4) - 8));
     }
-    memcpy(out + 4096, w + 2112, 64);
+    for (size_t r = 0; r < 16; r++) {
+        uint32_t scale;
+        memcpy(&scale, w + 2112 + 4 * r, 4);
+        scale &= ~QS_Q4_SIGNS;
+        memcpy(out + 4096 + 4 * r, &scale, 4);
+    }
 }
 
 /* one superblock, one token */
@@ -1439,32 +1455,35 @@ QS_AVX2_INLINE void qs_mmq_tile_avx2(int nb, int nt, QS_QTILE_ARGS)
     }
 }
 
-/* Both halves of a line's bytes are multiplied by m as 16-bit numbers: m q + 8 m stays below 256, then 8 m
- * goes off each byte. */
+/* Both halves of a line's bytes are multiplied by |m| as 16-bit numbers: |m| (q + 8) stays below 256, then 8 |m|
+ * goes off each byte. Where m is negative, q + 8 with all bits turned is 7 - q, and 7 |m| goes off. */
 QS_AVX2 static void qs_unpack_avx2(const char *w, char *out, size_t ahead)
 {
     const __m256i low = _mm256_set1_epi8(15);
     for (size_t h = 0; h < 2; h++) {
         __m256i all = _mm256_loadu_si256((const __m256i *)(const void *)(w + 2048) + h);
+        __m256i scale = _mm256_loadu_si256((const __m256i *)(const void *)(w + 2112) + h);
         for (size_t i = 0; i < 8; i++) {
             __m256i m = _mm256_and_si256(_mm256_srli_epi32(all, (int)(4 * i)), _mm256_set1_epi32(15));
-            m = _mm256_add_epi32(m, _mm256_set1_epi32(1));
+            __m256i turn = _mm256_srai_epi32(_mm256_slli_epi32(scale, (int)(31 - i)), 31);
             m = _mm256_or_si256(m, _mm256_slli_epi32(m, 16));
-            __m256i m8 = _mm256_slli_epi16(m, 3);
-            m8 = _mm256_or_si256(m8, _mm256_slli_epi16(m8, 8));
+            __m256i off = _mm256_sub_epi16(_mm256_slli_epi16(m, 3), _mm256_and_si256(m, turn));
+            off = _mm256_or_si256(off, _mm256_slli_epi16(off, 8));
             for (size_t l = 4 * i; l < 4 * i + 4; l++) {
                 const char *p = w + 64 * l + 32 * h;
                 QS_FETCH(p, ahead);
                 __m256i v = _mm256_loadu_si256((const __m256i *)(const void *)p);
+                v = _mm256_xor_si256(v, turn);
                 __m256i lo = _mm256_mullo_epi16(_mm256_and_si256(v, low), m);
                 __m256i hi = _mm256_mullo_epi16(_mm256_and_si256(_mm256_srli_epi16(v, 4), low), m);
                 __m256i *to = (__m256i *)(void *)(out + 128 * l + 32 * h);
-                _mm256_storeu_si256(to, _mm256_sub_epi8(lo, m8));
-                _mm256_storeu_si256(to + 2, _mm256_sub_epi8(hi, m8));
+                _mm256_storeu_si256(to, _mm256_sub_epi8(lo, off));
+                _mm256_storeu_si256(to + 2, _mm256_sub_epi8(hi, off));
             }
         }
+        scale = _mm256_andnot_si256(_mm256_set1_epi32(QS_Q4_SIGNS), scale);
+        _mm256_storeu_si256((__m256i *)(void *)(out + 4096) + h, scale);
     }
-    memcpy(out + 4096, w + 2112, 64);
 }
 
 QS_QTILE(QS_AVX2, qs_mmq_avx2, qs_mmq_tile_avx2, 4, 1)
@@ -1675,10 +1694,10 @@ QS_VNNI_INLINE __m512i qs_planes_vnni(__m512i p1, __m512i p2, int32_t off)
     return _mm512_sub_epi32(s, _mm512_set1_epi32(off));
 }
 
-/* y += a b S, the scales of the rows at p */
-QS_VNNI_INLINE void qs_scaled_vnni(__m512i s, const char *p, float scale, float *y)
+/* y += a b S, the scales of the rows in a */
+QS_VNNI_INLINE void qs_scaled_vnni(__m512i s, __m512 a, float scale, float *y)
 {
-    __m512 a = _mm512_mul_ps(_mm512_loadu_ps(p), _mm512_set1_ps(scale));
+    a = _mm512_mul_ps(a, _mm512_set1_ps(scale));
     _mm512_storeu_ps(y, _mm512_fmadd_ps(_mm512_cvtepi32_ps(s), a, _mm512_loadu_ps(y)));
 }
 
@@ -1706,20 +1725,21 @@ QS_VNNI_INLINE void qs_mmq_tile_vnni(int nb, int nt, QS_QTILE_ARGS)
     QS_UNROLL for (int i = 0; i < nb * nt; i++) {
         int b = i / nt, t = i % nt;
         __m512i s = qs_planes_vnni((__m512i)c[2 * i], (__m512i)c[2 * i + 1], 128 * x[t].sum);
-        qs_scaled_vnni(s, w + (size_t)b * ws + 4096, x[t].scale, y + (size_t)t * ys + 16 * b);
+        qs_scaled_vnni(s, _mm512_loadu_ps(w + (size_t)b * ws + 4096), x[t].scale, y + (size_t)t * ys + 16 * b);
     }
 }
 
-/* Straight from Q4, one token: q + 8 is unsigned as it is. Per 32 k: times m, minus 8 times the sum of X. */
+/* Straight from Q4, one token: q + 8 is unsigned as it is. Per 32 k: minus 8 times the sum of X, times m. */
 QS_VNNI_INLINE void qs_mmq4_tile_vnni(int nb, int nt, QS_QTILE_ARGS)
 {
     const __m512i low = _mm512_set1_epi8(15);
-    __v16si sum[4], m[4];
+    __v16si sum[4], m[4], scale[4];
     (void)nt;
     (void)ys;
     QS_UNROLL for (int b = 0; b < nb; b++) {
         sum[b] = (__v16si)_mm512_setzero_si512();
         m[b] = (__v16si)_mm512_loadu_si512(w + (size_t)b * ws + 2048);
+        scale[b] = (__v16si)_mm512_loadu_si512(w + (size_t)b * ws + 2112);
     }
     for (size_t i = 0; i < 8; i++) {
         __v16si c1[4], c2[4];
@@ -1740,35 +1760,40 @@ QS_VNNI_INLINE void qs_mmq4_tile_vnni(int nb, int nt, QS_QTILE_ARGS)
             }
         }
         QS_UNROLL for (int b = 0; b < nb; b++) {
-            __m512i mi = _mm512_add_epi32(_mm512_and_si512((__m512i)m[b], _mm512_set1_epi32(15)), _mm512_set1_epi32(1));
+            __m512i mi = _mm512_and_si512((__m512i)m[b], _mm512_set1_epi32(15));
+            __mmask16 turn = _mm512_test_epi32_mask((__m512i)scale[b], _mm512_set1_epi32(1 << i));
+            mi = _mm512_mask_sub_epi32(mi, turn, _mm512_setzero_si512(), mi);
             __m512i s = qs_planes_vnni((__m512i)c1[b], (__m512i)c2[b], 8 * x->sums[i]);
             sum[b] = (__v16si)_mm512_add_epi32((__m512i)sum[b], _mm512_mullo_epi32(s, mi));
             m[b] = (__v16si)_mm512_srli_epi32((__m512i)m[b], 4);
         }
     }
-    QS_UNROLL for (int b = 0; b < nb; b++)
-        qs_scaled_vnni((__m512i)sum[b], w + (size_t)b * ws + 2112, x->scale, y + 16 * b);
+    QS_UNROLL for (int b = 0; b < nb; b++) {
+        __m512i d = _mm512_andnot_si512(_mm512_set1_epi32(QS_Q4_SIGNS), (__m512i)scale[b]);
+        qs_scaled_vnni((__m512i)sum[b], _mm512_castsi512_ps(d), x->scale, y + 16 * b);
+    }
 }
 
 QS_VNNI static void qs_unpack_vnni(const char *w, char *out, size_t ahead)
 {
     const __m512i low = _mm512_set1_epi8(15);
-    __m512i all = _mm512_loadu_si512(w + 2048);
-    for (size_t i = 0; i < 8; i++, all = _mm512_srli_epi32(all, 4)) {
-        __m512i m = _mm512_add_epi32(_mm512_and_si512(all, _mm512_set1_epi32(15)), _mm512_set1_epi32(1));
+    __m512i all = _mm512_loadu_si512(w + 2048), scale = _mm512_loadu_si512(w + 2112);
+    for (size_t i = 0; i < 8; i++, all = _mm512_srli_epi32(all, 4)) { /* as qs_unpack_avx2 */
+        __m512i m = _mm512_and_si512(all, _mm512_set1_epi32(15));
+        __m512i turn = _mm512_srai_epi32(_mm512_slli_epi32(scale, (unsigned)(31 - i)), 31);
         m = _mm512_or_si512(m, _mm512_slli_epi32(m, 16));
-        __m512i m8 = _mm512_slli_epi16(m, 3);
-        m8 = _mm512_or_si512(m8, _mm512_slli_epi16(m8, 8));
+        __m512i off = _mm512_sub_epi16(_mm512_slli_epi16(m, 3), _mm512_and_si512(m, turn));
+        off = _mm512_or_si512(off, _mm512_slli_epi16(off, 8));
         for (size_t l = 4 * i; l < 4 * i + 4; l++) {
             QS_FETCH(w + 64 * l, ahead);
-            __m512i v = _mm512_loadu_si512(w + 64 * l);
+            __m512i v = _mm512_xor_si512(_mm512_loadu_si512(w + 64 * l), turn);
             __m512i lo = _mm512_mullo_epi16(_mm512_and_si512(v, low), m);
             __m512i hi = _mm512_mullo_epi16(_mm512_and_si512(_mm512_srli_epi16(v, 4), low), m);
-            _mm512_storeu_si512(out + 128 * l, _mm512_sub_epi8(lo, m8));
-            _mm512_storeu_si512(out + 128 * l + 64, _mm512_sub_epi8(hi, m8));
+            _mm512_storeu_si512(out + 128 * l, _mm512_sub_epi8(lo, off));
+            _mm512_storeu_si512(out + 128 * l + 64, _mm512_sub_epi8(hi, off));
         }
     }
-    memcpy(out + 4096, w + 2112, 64);
+    _mm512_storeu_si512(out + 4096, _mm512_andnot_si512(_mm512_set1_epi32(QS_Q4_SIGNS), scale));
 }
 
 QS_QTILE(QS_VNNI, qs_mmq_vnni, qs_mmq_tile_vnni, 12, 1)
@@ -1990,29 +2015,33 @@ QS_NEON_INLINE void qs_mmq_tile_neon(int nb, int nt, QS_QTILE_ARGS)
     }
 }
 
-/* 16 bytes of halves times m */
-QS_NEON_INLINE int8x16_t qs_times_neon(uint8x16_t q, uint8x16_t m)
+/* 16 bytes of halves times m, less off */
+QS_NEON_INLINE int8x16_t qs_times_neon(uint8x16_t q, uint8x16_t m, uint8x16_t off)
 {
-    return vreinterpretq_s8_u8(vsubq_u8(vmulq_u8(q, m), vshlq_n_u8(m, 3)));
+    return vreinterpretq_s8_u8(vsubq_u8(vmulq_u8(q, m), off));
 }
 
+/* q + 8 with all bits turned is 7 - q: with 7 |m| off instead of 8 |m| it serves a negative m. */
 static void qs_unpack_neon(const char *w, char *out, size_t ahead)
 {
     for (size_t q = 0; q < 4; q++) {
         uint32x4_t all = vld1q_u32((const uint32_t *)(const void *)(w + 2048) + 4 * q);
+        uint32x4_t scale = vld1q_u32((const uint32_t *)(const void *)(w + 2112) + 4 * q);
         for (size_t i = 0; i < 8; i++, all = vshrq_n_u32(all, 4)) {
-            uint32x4_t one = vaddq_u32(vandq_u32(all, vdupq_n_u32(15)), vdupq_n_u32(1));
+            uint32x4_t one = vandq_u32(all, vdupq_n_u32(15));
             uint8x16_t m = vreinterpretq_u8_u32(vmulq_n_u32(one, 0x01010101u));
+            uint8x16_t turn = vreinterpretq_u8_u32(vtstq_u32(scale, vdupq_n_u32(1u << i)));
+            uint8x16_t off = vsubq_u8(vshlq_n_u8(m, 3), vandq_u8(m, turn));
             for (size_t l = 4 * i; l < 4 * i + 4; l++) {
                 QS_FETCH(w + 64 * l + 16 * q, ahead);
-                uint8x16_t v = vld1q_u8((const uint8_t *)w + 64 * l + 16 * q);
+                uint8x16_t v = veorq_u8(vld1q_u8((const uint8_t *)w + 64 * l + 16 * q), turn);
                 int8_t *to = (int8_t *)out + 128 * l + 16 * q;
-                vst1q_s8(to, qs_times_neon(vandq_u8(v, vdupq_n_u8(15)), m));
-                vst1q_s8(to + 64, qs_times_neon(vshrq_n_u8(v, 4), m));
+                vst1q_s8(to, qs_times_neon(vandq_u8(v, vdupq_n_u8(15)), m, off));
+                vst1q_s8(to + 64, qs_times_neon(vshrq_n_u8(v, 4), m, off));
             }
         }
+        vst1q_u32((uint32_t *)(void *)(out + 4096) + 4 * q, vbicq_u32(scale, vdupq_n_u32(QS_Q4_SIGNS)));
     }
-    memcpy(out + 4096, w + 2112, 64);
 }
 
 QS_QTILE(QS_NEON, qs_mmq_neon, qs_mmq_tile_neon, 1, 1)
@@ -2389,6 +2418,10 @@ static qsae_status qs_check_directory(const qs_container *c, qsae_error *err)
         const qsae_tensor_record *t = &c->tensors[i];
         if (i && (t[-1].group > t->group || (t[-1].group == t->group && t[-1].role >= t->role)))
             return qs_fail(err, QSAE_E_FORMAT, 0, "directory entry %u is not in order", i);
+        if (t->type == 5)
+            return qs_fail(err, QSAE_E_UNSUP, 0,
+                           "tensor %s (group %u): type 5 is an earlier q4, which is not read any more: convert the model again",
+                           qs_role_name(t->role), t->group);
         if (t->type < QSAE_TYPE_F32 || t->type > QSAE_TYPE_Q4)
             return qs_tensor_fail(err, QSAE_E_UNSUP, t, "type", t->type, QSAE_TYPE_F32);
         uint64_t size = qsae_tensor_bytes(t->type, t->layout, t->rows, t->cols);
@@ -2463,7 +2496,6 @@ static const char *qs_superblock_wrong(const uint8_t *p, uint32_t type, uint64_t
 {
     float room[QS_Q8_BYTES / 4];
     uint8_t *q8 = (uint8_t *)room;
-    uint64_t lines = type == QSAE_TYPE_Q8 ? 64 : 32;
     if (type == QSAE_TYPE_Q4) qs_unpack_scalar(p, q8);
     else memcpy(q8, p, QS_Q8_BYTES);
     for (uint64_t r = 0; r < 16; r++) {
@@ -2481,8 +2513,11 @@ static const char *qs_superblock_wrong(const uint8_t *p, uint32_t type, uint64_t
         if (!(a >= 0.0f && qs_finite(a * (float)most)) || (a == 0.0f && 1.0f / a < 0))
             return "a scale is negative or a weight not finite";
         if ((a == 0.0f) != (any == 0)) return "a scale is zero and its weights are not, or the other way round";
-        for (size_t i = 0; i < 8 && type == QSAE_TYPE_Q4; i++)
-            if (!any32[i] && p[64 * lines + 4 * r + i / 2] >> i % 2 * 4 & 15) return "32 zeros have a multiplier";
+        for (size_t i = 0; i < 8 && type == QSAE_TYPE_Q4; i++) {
+            int m = qs_q4_multiplier(p, r, i);
+            if (m == 0) return "a multiplier is 0";
+            if (!any32[i] && m != 1) return "32 zeros have a multiplier that is not 1";
+        }
     }
     return NULL;
 }
@@ -2677,17 +2712,17 @@ static size_t qs_groups(size_t k) { return (k + QS_GROUP - 1) / QS_GROUP; }
 /* Integer weights: the superblock at b, row r of 16, column k of 256. */
 static float qs_superblock_at(const uint8_t *b, uint32_t type, size_t r, size_t k)
 {
-    uint32_t nibbles;
+    uint32_t bits;
     float a;
     int w;
     if (type == QSAE_TYPE_Q8) {
         w = (int8_t)b[k / 4 * 64 + 4 * r + k % 4];
         memcpy(&a, b + 4096 + 4 * r, 4);
     } else {
-        memcpy(&nibbles, b + 2048 + 4 * r, 4);
-        memcpy(&a, b + 2112 + 4 * r, 4);
-        w = (b[k / 8 * 64 + 4 * r + k % 4] >> (k & 4) & 15) - 8;
-        w *= (int)(nibbles >> 4 * (k / 32) & 15) + 1;
+        w = qs_q4_multiplier(b, r, k / 32) * ((b[k / 8 * 64 + 4 * r + k % 4] >> (k & 4) & 15) - 8);
+        memcpy(&bits, b + 2112 + 4 * r, 4);
+        bits &= ~QS_Q4_SIGNS;
+        memcpy(&a, &bits, 4);
     }
     return a * (float)w;
 }

@@ -675,8 +675,8 @@ typedef struct qsae_sae_record { /* 256 bytes */
     uint8_t zero[112];
 } qsae_sae_record;
 
-/* Q8 and Q4: integers with a scale per row and 256 columns, BLOCK16 only (tools/FORMAT.md). */
-enum { QSAE_TYPE_F32 = 1, QSAE_TYPE_BF16 = 2, QSAE_TYPE_BYTES = 3, QSAE_TYPE_Q8 = 4, QSAE_TYPE_Q4 = 5 };
+/* Q8 and Q4: integers with a scale per row and 256 columns, BLOCK16 only (tools/FORMAT.md). 5 was an earlier Q4. */
+enum { QSAE_TYPE_F32 = 1, QSAE_TYPE_BF16 = 2, QSAE_TYPE_BYTES = 3, QSAE_TYPE_Q8 = 4, QSAE_TYPE_Q4 = 6 };
 
 enum {
     QSAE_LAYOUT_VECTOR = 1,  /* [cols] f32, zero-padded to a multiple of 16; rows = 1 */

@@ -528,7 +528,8 @@ static void test_quantized(void)
     convert_options o = plain_options();
     source list[N_TENSORS];
     memcpy(list, model, sizeof list);
-    for (uint32_t type = QSAE_TYPE_Q8; type <= QSAE_TYPE_Q4; type++) {
+    for (uint32_t type = QSAE_TYPE_Q8; type;
+         type = type == QSAE_TYPE_Q8 ? QSAE_TYPE_Q4 : 0) {
         o.type = type;
         write_model(list, N_TENSORS, config);
         if (!accepted_model(&o, &info))

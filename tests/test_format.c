@@ -284,7 +284,8 @@ static const field_case MODEL_CASES[] = {
 
 static const field_case TENSOR_CASES[] = {
     {"type 0", TR(0, EMBED, type), 0, QSAE_E_UNSUP, "tensor embed (group 0): type is 0"},
-    {"type future", TR(1, Q, type), 6, QSAE_E_UNSUP, "tensor q (group 1): type is 6"},
+    {"type of the first q4", TR(1, Q, type), 5, QSAE_E_UNSUP, "tensor q (group 1): type 5 is an earlier q4, which is not read any more: convert the model again"},
+    {"type future", TR(1, Q, type), 7, QSAE_E_UNSUP, "tensor q (group 1): type is 7"},
     {"type bytes for a matrix", TR(1, Q, type), QSAE_TYPE_BYTES, QSAE_E_FORMAT, "do not go together"},
     {"type bf16 for a vector", TR(0, FINAL_NORM, type), QSAE_TYPE_BF16, QSAE_E_FORMAT, "do not go together"},
     {"type bf16, size f32", TR(1, Q, type), QSAE_TYPE_BF16, QSAE_E_FORMAT, "size is 1024, expected 512"},
@@ -615,7 +616,13 @@ static void check_quantized(const subject *s, uint32_t type)
         {"minus zero", QSAE_TYPE_Q8, QSAE_ROLE_EMBED, 0, 4096 + 63, 0x80, "a scale is negative or a weight not finite"},
         {"padding rows", QSAE_TYPE_Q4, QSAE_ROLE_EMBED, 1, 4, 0x89, "tensor embed (group 0): rows 16.., columns 0..: padding"},
         {"padding columns", QSAE_TYPE_Q4, QSAE_ROLE_EMBED, 0, 31 * 64, 0x98, "padding is not zero"},
-        {"m of a padding row", QSAE_TYPE_Q4, QSAE_ROLE_EMBED, 1, 2048 + 4, 1, "32 zeros have a multiplier"},
+        {"m of a padding row", QSAE_TYPE_Q4, QSAE_ROLE_EMBED, 1, 2048 + 4, 0x12, "32 zeros have a multiplier that is not 1"},
+        {"m of 0", QSAE_TYPE_Q4, QSAE_ROLE_EMBED, 0, 2048, 0x10, "a multiplier is 0"},
+        {"m of 0 in a padding row", QSAE_TYPE_Q4, QSAE_ROLE_EMBED, 1, 2048 + 7, 0x01, "a multiplier is 0"},
+        {"m of 15", QSAE_TYPE_Q4, QSAE_ROLE_EMBED, 0, 2048, 0x1f, NULL},
+        {"signs of m", QSAE_TYPE_Q4, QSAE_ROLE_EMBED, 0, 2112, 0x00, NULL},
+        {"sign of a padding 32", QSAE_TYPE_Q4, QSAE_ROLE_EMBED, 0, 2112, 0x04, "32 zeros have a multiplier that is not 1"},
+        {"sign of a padding row", QSAE_TYPE_Q4, QSAE_ROLE_EMBED, 1, 2112 + 4, 0x80, "32 zeros have a multiplier that is not 1"},
         {"scale of a padding row", QSAE_TYPE_Q4, QSAE_ROLE_EMBED, 1, 2112 + 7, 0x3f, "a scale is zero and its weights are not"},
         {"negative scale", QSAE_TYPE_Q4, QSAE_ROLE_EMBED, 0, 2112 + 3, 0xbf, "a scale is negative or a weight not finite"},
         {"a weight", QSAE_TYPE_Q4, QSAE_ROLE_EMBED, 0, 0, 0xf0, NULL},
@@ -883,7 +890,7 @@ static void check_tensor_bytes(void)
     CHECK(qsae_tensor_bytes(QSAE_TYPE_Q8, QSAE_LAYOUT_BLOCK16, 17, 257) == 4 * 4160);
     CHECK(qsae_tensor_bytes(QSAE_TYPE_Q4, QSAE_LAYOUT_BLOCK16, 16, 256) == 2176);
     CHECK(qsae_tensor_bytes(QSAE_TYPE_Q4, QSAE_LAYOUT_BLOCK16, 33, 512) == 6 * 2176);
-    for (uint32_t q = QSAE_TYPE_Q8; q <= QSAE_TYPE_Q4; q++) {
+    for (uint32_t q = QSAE_TYPE_Q8; q; q = q == QSAE_TYPE_Q8 ? QSAE_TYPE_Q4 : 0) {
         CHECK(qsae_tensor_bytes(q, QSAE_LAYOUT_ROWS, 16, 256) == 0);
         CHECK(qsae_tensor_bytes(q, QSAE_LAYOUT_VECTOR, 1, 256) == 0);
         CHECK(qsae_tensor_bytes(q, QSAE_LAYOUT_BYTES, 1, 256) == 0);

@@ -324,7 +324,17 @@ static int weight_q4(const uint8_t *p, size_t r, size_t k)
     uint8_t byte = p[k / 8 * 64 + 4 * r + k % 4];
     int q = (k % 8 < 4 ? byte & 15 : byte >> 4) - 8;
     uint8_t m = p[2048 + 4 * r + k / 32 / 2];
-    return q * ((k / 32 % 2 ? m >> 4 : m & 15) + 1);
+    q *= k / 32 % 2 ? m >> 4 : m & 15;
+    return p[2112 + 4 * r] >> k / 32 & 1 ? -q : q;
+}
+static float scale_of(const uint8_t *p, size_t r, int q4)
+{
+    uint8_t a[4];
+    float f;
+    memcpy(a, p + (q4 ? 2112 : 4096) + 4 * r, 4);
+    if (q4) a[0] = 0;
+    memcpy(&f, a, 4);
+    return f;
 }
 
 /* Any bytes are weights; extreme: all of the largest size, to see that nothing saturates. */
@@ -333,6 +343,7 @@ static void fill_superblock(uint8_t *p, int q4, int extreme)
     size_t n = q4 ? 2112 : 4096;
     for (size_t i = 0; i < n; i++) p[i] = extreme ? (q4 ? (i < 2048 ? 0 : 0xFF) : (uint8_t)(extreme == 1 ? 0x80 : 0x7F)) : (uint8_t)rnd();
     fill((float *)(void *)(p + n), 16, 0);
+    for (size_t r = 0; extreme && r < 16; r++) p[n + 4 * r] = extreme == 1 ? 0 : 0xFF; /* Q4: the signs */
 }
 
 static void test_mmq(const qs_kernels *q, const char *isa, int q4, size_t ng, size_t nb, size_t nt, int extreme)
@@ -353,11 +364,10 @@ static void test_mmq(const qs_kernels *q, const char *isa, int q4, size_t ng, si
             for (size_t g = 0; g < ng; g++) {
                 const uint8_t *p = w + row / 16 * ws + g * super;
                 const qs_group *X = packed + g * nt + t;
-                const float *a = (const void *)(p + super - 64);
                 int64_t s = 0;
                 for (size_t k = 0; k < QS_GROUP; k++)
                     s += (int64_t)(q4 ? weight_q4(p, row % 16, k) : weight_q8(p, row % 16, k)) * (256 * X->p1[k] + X->p2[k]);
-                sum = fmaf((float)s, a[row % 16] * X->scale, sum);
+                sum = fmaf((float)s, scale_of(p, row % 16, q4) * X->scale, sum);
             }
             z[t * ys + row] = sum;
         }

@@ -91,14 +91,13 @@ static inline void tiny_row_q8(uint8_t *block, uint32_t r, uint64_t n, double sp
     memcpy(block + 4096 + 4 * r, &scale, 4);
 }
 
-/* The same of Q4, whose superblock was filled with 0x88. A 32 of zeros has m = 1. */
+/* The same of Q4, whose superblock was filled with q and m of zeros. */
 static inline void tiny_row_q4(uint8_t *block, uint32_t r, uint64_t n, double spread, uint64_t *seed)
 {
     int zero = tiny_uniform(seed) > 0.9, any = 0;
-    uint32_t ms = 0;
+    uint32_t ms = 0x11111111, signs = 0, bits;
     for (uint64_t k = 0; k < n; k += 32) {
-        int some = 0;
-        uint32_t m = (uint32_t)(8 * (tiny_uniform(seed) + 1)); /* m - 1 */
+        int some = 0, m = (int)(14.99 * tiny_uniform(seed)); /* less its 1 */
         for (uint64_t i = k; i < k + 32 && i < n; i++) {
             int q = zero ? 0 : (int)(8 * (tiny_uniform(seed) + 1)) - 8;
             uint8_t *at = block + i / 8 * 64 + 4 * r + i % 4;
@@ -108,14 +107,19 @@ static inline void tiny_row_q4(uint8_t *block, uint32_t r, uint64_t n, double sp
             *at = (uint8_t)(high << 4 | low);
             some |= q;
         }
-        if (some) ms |= m << k / 8; /* 4 bits each 32 */
+        if (some) {
+            ms += (uint32_t)abs(m) << k / 8; /* 4 bits each 32 */
+            signs |= (uint32_t)(m < 0) << k / 32;
+        }
         any |= some;
     }
     double d = 0.5 * tiny_uniform(seed);
     d += 1;
-    float scale = any ? (float)(spread * d / 78) : 0; /* m q has an rms of 45 */
+    float scale = any ? (float)(spread * d / 75) : 0; /* m q has an rms of 43 */
+    memcpy(&bits, &scale, 4);
+    bits = (bits & ~255u) | signs;
     memcpy(block + 2048 + 4 * r, &ms, 4);
-    memcpy(block + 2112 + 4 * r, &scale, 4);
+    memcpy(block + 2112 + 4 * r, &bits, 4);
 }
 
 static inline void tiny_fill_quantized(const qsae_tensor_record *t, uint8_t *p, double spread, uint64_t *seed)
@@ -124,7 +128,8 @@ static inline void tiny_fill_quantized(const qsae_tensor_record *t, uint8_t *p, 
     if (!q8) memset(p, 0x88, t->size);
     for (uint64_t n = 0; n < t->rows; n += 16)
         for (uint64_t k = 0; k < t->cols; k += 256, p += q8 ? 4160 : 2176) {
-            if (!q8) memset(p + 2048, 0, 128);
+            if (!q8) memset(p + 2048, 0x11, 64);
+            if (!q8) memset(p + 2112, 0, 64);
             for (uint32_t r = 0; r < 16 && n + r < t->rows; r++)
                 (q8 ? tiny_row_q8 : tiny_row_q4)(p, r, t->cols - k < 256 ? t->cols - k : 256, spread, seed);
         }

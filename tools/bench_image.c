@@ -138,10 +138,13 @@ static void fill_matrix(uint32_t type, uint8_t *at, size_t size, uint64_t cols,
             fill_scales(at + i + 4096, (float)(rms / 73.9));
         }
         break;
-    case QSAE_TYPE_Q4: /* m of 1..16 times q of -8..7 has an rms of 44.8 */
+    case QSAE_TYPE_Q4: /* odd m of 1..15 times q of -8..7 has an rms of 42.7 */
         for (size_t i = 0; i < size; i += 2176) {
-            fill_words(at + i, 2112, UINT64_MAX, 0, seed);
-            fill_scales(at + i + 2112, (float)(rms / 44.8));
+            fill_words(at + i, 2048, UINT64_MAX, 0, seed);
+            fill_words(at + i + 2048, 64, UINT64_MAX, 0x1111111111111111u, seed);
+            fill_scales(at + i + 2112, (float)(rms / 42.7));
+            for (size_t r = 0; r < 16; r++) /* the signs of m */
+                at[i + 2112 + 4 * r] = at[i + 2048 + 4 * r];
         }
         break;
     default: break;

@@ -94,8 +94,8 @@ typedef struct row_q4 {
     double error; /* sum of squares */
 } row_q4;
 
-/* The squared error of 32 numbers as multiples of step. In loops that a compiler makes
- * vectors of: the four sums fix the order. */
+/* The squared error of 32 numbers as multiples of step, which may be negative. In loops
+ * that a compiler makes vectors of: the four sums fix the order. */
 static double error_of(const double *x, double step)
 {
     double e[PART], by = 1 / step;
@@ -115,7 +115,8 @@ static double error_of(const double *x, double step)
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
-/* The least step that clips none of 32 numbers. */
+/* The least step that clips none of 32 numbers, with the sign that lets the largest
+ * become -8. */
 static double whole_step(const double *x)
 {
     double up = 0, down = 0;
@@ -123,14 +124,16 @@ static double whole_step(const double *x)
         up = x[k] > up ? x[k] : up;
         down = -x[k] > down ? -x[k] : down;
     }
-    return up / 7 > down / 8 ? up / 7 : down / 8;
+    double a = up > down ? up : down, b = up > down ? down : up;
+    double step = a / 8 > b / 7 ? a / 8 : b / 7;
+    return up > down ? -step : step;
 }
 
 /* A step of less error. Clipping the largest number a little serves the others. */
 static double good_step(const double *x, double whole)
 {
-    double best = whole, least = whole > 0 ? error_of(x, whole) : 0;
-    for (int i = 0; i < 10 && whole > 0; i++) {
+    double best = whole, least = whole != 0 ? error_of(x, whole) : 0;
+    for (int i = 0; i < 10 && whole != 0; i++) {
         double step = whole * (1.04 - 0.04 * i);
         double error = error_of(x, step);
         if (error < least) {
@@ -141,22 +144,46 @@ static double good_step(const double *x, double whole)
     return best;
 }
 
-/* With this d and, for each part, the better of the two m around its wish: *best, if it is
- * better than what is there. */
-static void try_scale(const double *x, const double *wish, double scale, row_q4 *best)
+/* As a row's scale is stored: a float whose low 8 bits are 0, the nearest one above 0. */
+static float stored_scale(double scale)
+{
+    float d =
+        (float)(scale < FLT_MAX / 128 ? scale : FLT_MAX / 128); /* d m q is finite */
+    uint32_t bits;
+    memcpy(&bits, &d, 4);
+    bits = (bits + 128) & ~(uint32_t)255;
+    memcpy(&d, &bits, 4);
+    return d;
+}
+
+/* The better of the two m around the wish of a part; its squared error. */
+static double choose_m(const double *x, double wish, double d, int *m)
+{
+    double sign = wish < 0 ? -1 : 1;
+    double low = clamp(floor(fabs(wish) / d), 1, 15), high = clamp(low + 1, 1, 15);
+    double a = error_of(x, d * low * sign), b = error_of(x, d * high * sign);
+    *m = (int)(sign * (a <= b ? low : high));
+    return a <= b ? a : b;
+}
+
+/* With this d and, for each part, the better of the m around its wish, `both`: of either
+ * sign: *best, if it is better than what is there. */
+static void try_scale(const double *x, const double *wish, double scale, int both,
+                      row_q4 *best)
 {
     row_q4 t;
-    t.d = (float)(scale < FLT_MAX / 128 ? scale : FLT_MAX / 128); /* d m q is finite */
+    t.d = stored_scale(scale);
     t.error = 0;
     if (!(t.d > 0))
         return;
     for (size_t g = 0; g < PARTS && t.error < best->error; g++) {
-        double low = clamp(floor(wish[g] / (double)t.d), 1, 16);
-        double high = clamp(low + 1, 1, 16);
-        double a = error_of(x + g * PART, (double)t.d * low);
-        double b = error_of(x + g * PART, (double)t.d * high);
-        t.m[g] = (int)(a <= b ? low : high);
-        t.error += a <= b ? a : b;
+        int other;
+        double a = choose_m(x + g * PART, wish[g], (double)t.d, &t.m[g]), b = a;
+        if (both)
+            b = choose_m(x + g * PART, -wish[g], (double)t.d, &other);
+        if (b < a)
+            t.m[g] = other;
+        t.error += b < a ? b : a;
     }
     if (t.error < best->error)
         *best = t;
@@ -193,37 +220,41 @@ static row_q4 choose_q4(const double *x)
     for (size_t g = 0; g < PARTS; g++) {
         whole[g] = whole_step(x + g * PART);
         good[g] = good_step(x + g * PART, whole[g]);
-        most_whole = whole[g] > most_whole ? whole[g] : most_whole;
-        most = good[g] > most ? good[g] : most;
+        most_whole = fabs(whole[g]) > most_whole ? fabs(whole[g]) : most_whole;
+        most = fabs(good[g]) > most ? fabs(good[g]) : most;
     }
-    try_scale(x, whole, most_whole / 16, &best);
+    /* the first one a little larger: rounded to its bits it still clips nothing */
+    try_scale(x, whole, most_whole / 15 * (1 + 1.0 / 65536), 0, &best);
     for (int i = -3; i <= 3; i++)
-        try_scale(x, good, most / 16 * (1 + 0.02 * i), &best);
+        try_scale(x, good, most / 15 * (1 + 0.02 * i), 0, &best);
     for (int i = 0; i < 2 && best.d > 0; i++) {
         double d = refit(x, &best);
         double wish[PARTS]; /* the steps as they are */
         for (size_t g = 0; g < PARTS; g++)
-            wish[g] = d * (best.m[g] + 0.5);
-        try_scale(x, wish, d, &best);
+            wish[g] = d * (best.m[g] + (best.m[g] < 0 ? -0.5 : 0.5));
+        try_scale(x, wish, d, 1, &best);
     }
     return best;
 }
 
 static void put_row_q4(const double *x, const row_q4 *t, size_t r, unsigned char *out)
 {
-    uint32_t steps = 0;
+    uint32_t steps = 0, scale;
+    memcpy(&scale, &t->d, 4);
     for (size_t g = 0; g < PARTS; g++) {
-        int any = 0;
+        int any = 0, m = t->m[g];
         for (size_t k = g * PART; k < (g + 1) * PART; k++) {
-            int q = t->d > 0 ? q_of(x[k], (double)t->d * t->m[g]) : 0;
+            int q = t->d > 0 ? q_of(x[k], (double)t->d * m) : 0;
             any |= q;
             out[q4_at(r, k)] |= (unsigned char)((q + 8) << (k % 8 < 4 ? 0 : 4));
         }
-        if (any) /* where all are 0, m says nothing: 1 */
-            steps |= (uint32_t)(t->m[g] - 1) << (4 * g);
+        if (!any) /* where all are 0, m says nothing: 1 */
+            m = 1;
+        steps |= (uint32_t)(m < 0 ? -m : m) << (4 * g);
+        scale |= (uint32_t)(m < 0) << g;
     }
     memcpy(out + Q4_STEPS + r * 4, &steps, 4);
-    memcpy(out + Q4_SCALES + r * 4, &t->d, 4);
+    memcpy(out + Q4_SCALES + r * 4, &scale, 4);
 }
 
 void quantize_q4(const float *panel, unsigned char *out)
@@ -241,13 +272,16 @@ void quantize_q4(const float *panel, unsigned char *out)
 void dequantize_q4(const unsigned char *block, float *panel)
 {
     for (size_t r = 0; r < QUANTIZE_ROWS; r++) {
-        uint32_t steps;
+        uint32_t steps, signs, scale;
         float d;
         memcpy(&steps, block + Q4_STEPS + r * 4, 4);
-        memcpy(&d, block + Q4_SCALES + r * 4, 4);
+        memcpy(&signs, block + Q4_SCALES + r * 4, 4);
+        scale = signs & ~(uint32_t)255;
+        memcpy(&d, &scale, 4);
         for (size_t k = 0; k < QUANTIZE_COLS; k++) {
             int q = (block[q4_at(r, k)] >> (k % 8 < 4 ? 0 : 4) & 15) - 8;
-            int m = (int)(steps >> (k / PART * 4) & 15) + 1;
+            int m = (int)(steps >> (k / PART * 4) & 15);
+            m = signs >> k / PART & 1 ? -m : m;
             panel[r * QUANTIZE_COLS + k] = d * (float)(m * q);
         }
     }

@@ -24,7 +24,8 @@ def superblocks(kind, rows, cols, data):
     lines = 64 if kind == 4 else 32
     check(raw.shape[2] == (4160 if kind == 4 else 2176), "bytes of a superblock")
     body = raw[:, :, :64 * lines].reshape(n, k, lines, 16, 4)
-    scale = raw[:, :, -64:].copy().view("<f4").transpose(0, 2, 1).reshape(16 * n, k)
+    scale = raw[:, :, -64:].copy().view("<u4") & np.uint32(0xFFFFFFFF if kind == 4 else 0xFFFFFF00)
+    scale = scale.view("<f4").transpose(0, 2, 1).reshape(16 * n, k)
     if kind == 4:
         q = body.view(np.int8).astype(np.int32)
         m = np.ones((16 * n, 8 * k), np.int32)
@@ -32,7 +33,8 @@ def superblocks(kind, rows, cols, data):
         q = np.stack([body & 15, body >> 4], 3).astype(np.int32) - 8  # [n, k, line, half, row, 4]
         q = q.transpose(0, 1, 2, 4, 3, 5).reshape(n, k, lines, 16, 8)
         bits = raw[:, :, 2048:2112].copy().view("<u4")  # [n, k, row]
-        m = np.stack([bits >> (4 * g) & 15 for g in range(8)], -1).astype(np.int32) + 1
+        signs = raw[:, :, 2112:].copy().view("<u4")
+        m = np.stack([(bits >> (4 * g) & 15).astype(np.int32) * np.where(signs >> g & 1, -1, 1) for g in range(8)], -1)
         m = m.transpose(0, 2, 1, 3).reshape(16 * n, 8 * k)
     return q.transpose(0, 3, 1, 2, 4).reshape(16 * n, 256 * k), m, scale
 
@@ -46,6 +48,7 @@ def quantized(kind, rows, cols, data):
     check((q >= (-127 if kind == 4 else -8)).all() and (q <= (127 if kind == 4 else 7)).all(), "range of the integers")
     check((q[rows:] == 0).all() and (q[:, cols:] == 0).all(), "padding")
     check((m[(q.reshape(len(q), -1, 32) == 0).all(2)] == 1).all(), "multipliers of nothing are 1")
+    check((m != 0).all(), "no multiplier is 0")
     whole = (q * np.repeat(m, 32, 1)).astype(np.float32)
     value = whole * np.repeat(scale, 256, 1)
     check(value.dtype == np.float32 and np.isfinite(value).all(), "finite values")
@@ -56,7 +59,7 @@ def matrix(kind, layout, rows, cols, data):
     """The logical [rows, cols] array of a tensor's bytes; None for BYTES."""
     if layout == 4:
         return None
-    if kind in (4, 5):
+    if kind in (4, 6):
         check(layout == 2, "Q8 and Q4 are BLOCK16")
         return quantized(kind, rows, cols, data)
     if kind == 1:
@@ -90,7 +93,7 @@ def read(path, parts=None):
         check(offset == at and length % 64 == 0 and zero == 0 and before < (group, role), f"entry {i}")
         check(xxhash.xxh64(data).intdigest() == digest, f"checksum of {group}, {role}")
         tensors[group, role] = data[:cols] if layout == 4 else matrix(t, layout, rows, cols, data)
-        if parts is not None and t in (4, 5):
+        if parts is not None and t in (4, 6):
             parts[group, role] = superblocks(t, rows, cols, data)
         at, before = offset + length, (group, role)
     check(at == size, "end")
