@@ -53,7 +53,7 @@ static run run_model(const qsae_model *m, const tiny_shape *s, const int32_t *id
     qsae_error e;
     run r = {NULL, run_floats(m, s)};
     r.rows = calloc(r.n, sizeof(float));
-    qsae_ctx_options o = {N_CTX, n_batch, n_threads, {NULL, NULL, NULL}};
+    qsae_ctx_options o = {N_CTX, n_batch, n_threads, {NULL, NULL, NULL}, QSAE_KV_F32};
     qsae_ctx *c = NULL;
     qsae_capture caps[200];
     CHECK(qsae_ctx_create(m, &o, &c, &e) == QSAE_OK);
@@ -82,7 +82,7 @@ static void check_many(const qsae_model *m, const tiny_shape *s, const int32_t *
     for (int place = 0; place < N; place += 3) {
         memset(r.rows, 0, r.n * sizeof(float));
         for (int i = 0; i < N; i++) {
-            qsae_ctx_options o = {N_CTX, 1 + 5 * i, 1 + i % 3, {NULL, NULL, NULL}};
+            qsae_ctx_options o = {N_CTX, 1 + 5 * i, 1 + i % 3, {NULL, NULL, NULL}, QSAE_KV_F32};
             CHECK(qsae_ctx_create(m, &o, &c[i], &e) == QSAE_OK);
             fill_tokens(other[i], s->vocab_size, 100 + (uint64_t)i);
             b[i].ctx = c[i];
@@ -106,7 +106,7 @@ static void check_many(const qsae_model *m, const tiny_shape *s, const int32_t *
 static void check_copy_rewind(const qsae_model *m, const tiny_shape *s, const int32_t *ids, run want)
 {
     qsae_error e;
-    qsae_ctx_options small = {N_CTX, 16, 1, {NULL, NULL, NULL}}, large = {3 * N_CTX + 1, 7, 1, {NULL, NULL, NULL}};
+    qsae_ctx_options small = {N_CTX, 16, 1, {NULL, NULL, NULL}, QSAE_KV_F32}, large = {3 * N_CTX + 1, 7, 1, {NULL, NULL, NULL}, QSAE_KV_F32};
     qsae_ctx *a = NULL, *b = NULL;
     int32_t noise[20];
     const float *last = want.rows; /* find the last logits row: logits follow layer 0's sites */
