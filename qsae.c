@@ -6432,7 +6432,7 @@ qsae_status qsae_sae_feature(const qsae_sae *sae, uint32_t feature, float *encod
  * =================================================================================================== */
 
 #define QS_ATT_TILE  256 /* positions joined at a time: part of the contract of section 6 */
-#define QS_ATT_QUERIES ((size_t)64) /* at most so many queries share a tile, if one row has no more */
+#define QS_ATT_QUERIES ((size_t)60) /* at most so many share a tile, if one row has no more; kernels take 6 or 3 at a time */
 #define QS_HEAD_ROWS 8   /* rows whose logits are computed together */
 
 /* One token of a pass. */
@@ -6497,15 +6497,15 @@ struct qsae_ctx {
 static void qs_free_captures(qsae_ctx *c);
 static void qs_free_edits(qsae_ctx *c);
 
-/* Floats of a qs_att for n queries; narrow: a cache of 16-bit numbers. */
-static size_t qs_att_floats(size_t n, size_t hd, int narrow)
+/* Floats of a qs_att for n queries. The tile of a narrow cache is always there: a pass may bring any context. */
+static size_t qs_att_floats(size_t n, size_t hd)
 {
     size_t hd16 = qs_up16(hd);
-    return qs_up16(n * (QS_ATT_TILE + 3 * hd16 + 3)) + (narrow ? QS_ATT_TILE * 2 * hd16 : 0);
+    return qs_up16(n * (QS_ATT_TILE + 3 * hd16 + 3)) + QS_ATT_TILE * 2 * hd16;
 }
 
 static void qs_lay_scratch(qs_carve *c, const qsae_model *m, size_t n_batch, size_t n_threads,
-                           int narrow, qs_scratch *s)
+                           qs_scratch *s)
 {
     const qsae_model_info *i = &m->info;
     size_t d = qs_up16((size_t)i->d_model), hd = (size_t)i->head_dim, ff = qs_up16((size_t)i->d_ff);
@@ -6526,7 +6526,7 @@ static void qs_lay_scratch(qs_carve *c, const qsae_model *m, size_t n_batch, siz
     s->cos = qs_cut(c, n_batch * hd / 2, f);
     s->sin = qs_cut(c, n_batch * hd / 2, f);
     s->att_rows = qs_min(rep < QS_ATT_QUERIES ? QS_ATT_QUERIES / rep : 1, n_batch);
-    s->att_size = qs_att_floats(s->att_rows * rep, hd, narrow);
+    s->att_size = qs_att_floats(s->att_rows * rep, hd);
     s->att = qs_cut(c, n_threads * s->att_size, f);
     s->head_x = qs_cut(c, QS_HEAD_ROWS * d, f);
     s->head_y = qs_cut(c, QS_HEAD_ROWS * m->head.np, f);
@@ -6548,7 +6548,7 @@ static size_t qs_lay_ctx(const qsae_model *m, char *base, qsae_ctx *c)
     c->logits = qs_cut(&v, m->head.np, sizeof(float));
     c->site_mask = qs_cut(&v, (size_t)i->n_layers, 1);
     c->apart_mask = qs_cut(&v, (size_t)i->n_layers, 1);
-    qs_lay_scratch(&v, m, (size_t)c->n_batch, (size_t)c->n_threads, c->kv_size == 2, &c->scratch);
+    qs_lay_scratch(&v, m, (size_t)c->n_batch, (size_t)c->n_threads, &c->scratch);
     c->written = v.used;
     c->keys = qs_cut(&v, heads * hd * c->ctx16, c->kv_size);
     c->values = qs_cut(&v, cells, c->kv_size);
