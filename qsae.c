@@ -70,7 +70,9 @@
 #if !defined(_WIN32)
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 #if !defined(QSAE_NO_MMAP)
 #include <sys/mman.h>
@@ -79,7 +81,7 @@
 #define QS_POSIX 1
 #endif
 
-#if defined(_OPENMP) && !defined(QSAE_NO_OPENMP)
+#if defined(_OPENMP) && defined(__GNUC__) && !defined(QSAE_NO_OPENMP) /* with its atomic operations */
 #include <omp.h>
 #define QS_OPENMP 1
 #endif
@@ -381,32 +383,229 @@ static qs_fp_state qs_fp_enter(void) { return 0; }
 static void qs_fp_leave(qs_fp_state old) { (void)old; }
 #endif
 
-/* Runs task(arg, lo, hi, thread) over a split of 0..units. Who computes a unit never changes its value, so
- * the split is free. Small work stays on the calling thread: starting a team costs microseconds.
- *   cost  multiply-adds per unit, roughly */
+/* ---- threads
+ *
+ * A team works through a row of jobs inside one parallel region. A job is a number of units; who computes a unit never
+ * changes its value. Every thread has a share of the units, takes bites from its front, and when it is empty from the
+ * back of the others' shares: alone on the machine all read their weights in order, and a thread that another program
+ * keeps from its processor holds nobody up but for the bite in its hands. There is no barrier: who finishes the last
+ * unit of a job makes the next job, whichever thread that is. Who finds nothing to do gives the processor away soon. */
+
 #define QS_MAX_THREADS 1024
 
 typedef void (*qs_task)(void *arg, size_t lo, size_t hi, size_t thread);
 
-static void qs_parallel(int n_threads, size_t units, size_t cost, qs_task task, void *arg)
+typedef struct qs_job {
+    qs_task task; /* task(arg, lo, hi, thread): units lo..hi - 1 */
+    void *arg;    /* lives until the next job is asked for */
+    size_t units;
+    size_t cost;  /* multiply-adds of a unit, roughly */
+    size_t grain; /* units that are best done together; 0: 1 */
+} qs_job;
+
+/* Fills in the next job, or returns 0: there is none. Called by one thread at a time, when the last job is done. */
+typedef int (*qs_next)(void *state, qs_job *job);
+
+/* Small work stays on the thread that made it. */
+static int qs_is_small(const qs_job *j) { return j->units < 2 || (double)j->units * (double)j->cost <= 16384.0; }
+
+/* The next job that is not small; small ones are done on the way. */
+static int qs_next_large(qs_next next, void *state, size_t thread, qs_job *job)
 {
+    while (next(state, job)) {
+        if (!qs_is_small(job)) return 1;
+        if (job->units) job->task(job->arg, 0, job->units, thread);
+    }
+    return 0;
+}
+
+static void qs_run_alone(qs_next next, void *state, qs_job *job)
+{
+    do {
+        if (job->units) job->task(job->arg, 0, job->units, 0);
+    } while (next(state, job));
+}
+
 #if defined(QS_OPENMP)
-    if (n_threads > 1 && units > 1 && (double)units * (double)cost > 16384.0) {
-#pragma omp parallel num_threads(n_threads)
-        {
-            size_t n = (size_t)omp_get_num_threads(), t = (size_t)omp_get_thread_num();
-            size_t lo = units / n * t + qs_min(t, units % n);
-            size_t hi = lo + units / n + (t < units % n);
-            qs_fp_state fp = qs_fp_enter();
-            if (lo < hi) task(arg, lo, hi, t);
-            qs_fp_leave(fp);
-        }
+
+#define QS_SHARES ((size_t)64)       /* threads beyond share */
+#define QS_BITE_COST ((size_t)131072) /* multiply-adds that are worth a bite */
+
+/* (job number << 32 | first << 16 | end) of the pieces that are left. The number tells a thread that comes late. */
+typedef struct qs_share {
+    uint64_t word;
+    uint64_t apart[7]; /* a cache line each */
+} qs_share;
+
+typedef struct qs_team {
+    qs_next next;
+    void *state;
+    size_t n_shares;
+    uint32_t number; /* of the job */
+    int over;
+    qs_job job;      /* in pieces of `piece` units, `bite` pieces at a time */
+    size_t piece, bite, n_pieces;
+    size_t done;     /* pieces */
+    qs_share share[QS_SHARES];
+} qs_team;
+
+#define QS_GET(p)      __atomic_load_n(p, __ATOMIC_RELAXED)
+#define QS_SEE(p)      __atomic_load_n(p, __ATOMIC_ACQUIRE)
+#define QS_PUT(p, v)   __atomic_store_n(p, v, __ATOMIC_RELAXED)
+#define QS_SHOW(p, v)  __atomic_store_n(p, v, __ATOMIC_RELEASE)
+
+/* Waits a little, the longer the more often it was called in a row: some instructions, then for whoever else wants
+ * the processor, then for some microseconds. */
+static void qs_idle(unsigned *times)
+{
+    unsigned n = (*times)++;
+#if defined(QS_POSIX)
+    if (n >= 2000) {
+        struct timespec t = {0, 50000};
+        nanosleep(&t, NULL);
+        return;
+    }
+    if (n >= 100) {
+        sched_yield();
         return;
     }
 #endif
+    (void)n;
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+/* Makes m->job known. */
+static void qs_team_show(qs_team *m, const qs_job *job)
+{
+    size_t piece = (job->units + 65534) / 65535, n = (job->units + piece - 1) / piece;
+    size_t bite = 1 + QS_BITE_COST / (job->cost * piece + 1), grain = job->grain / piece;
+    uint32_t number = m->number + 1;
+    QS_PUT(&m->job.task, job->task);
+    QS_PUT(&m->job.arg, job->arg);
+    QS_PUT(&m->job.units, job->units);
+    QS_PUT(&m->piece, piece);
+    QS_PUT(&m->bite, bite < grain ? grain : bite);
+    QS_PUT(&m->n_pieces, n);
+    QS_PUT(&m->done, 0);
+    for (size_t i = 0, at = 0; i < m->n_shares; i++) {
+        size_t end = n * (i + 1) / m->n_shares;
+        QS_SHOW(&m->share[i].word, (uint64_t)number << 32 | (uint64_t)at << 16 | (uint64_t)end);
+        at = end;
+    }
+    QS_SHOW(&m->number, number);
+}
+
+/* Takes up to `bite` pieces of job `number` for thread t: pieces *first .. *first + returned - 1. */
+static size_t qs_team_take(qs_team *m, uint32_t number, size_t bite, size_t t, size_t *first)
+{
+    for (size_t i = 0; i < m->n_shares; i++) {
+        uint64_t *at = &m->share[(t + i) % m->n_shares].word, w = QS_SEE(at);
+        for (;;) {
+            size_t lo = (size_t)(w >> 16 & 65535), hi = (size_t)(w & 65535), n;
+            if (w >> 32 != number || lo >= hi) break;
+            n = qs_min(bite, hi - lo);
+            *first = i ? hi - n : lo;
+            if (__atomic_compare_exchange_n(at, &w, i ? w - n : w + ((uint64_t)n << 16), 0, __ATOMIC_ACQ_REL,
+                                            __ATOMIC_ACQUIRE))
+                return n;
+        }
+    }
+    return 0;
+}
+
+/* Works on the present job until nothing of it is left to take. Returns 1 to the thread that made it complete. What was
+ * read of a job that ended meanwhile is never used: then there is nothing of its number to take. */
+static int qs_team_work(qs_team *m, uint32_t number, size_t t)
+{
+    qs_task task = QS_GET(&m->job.task);
+    void *arg = QS_GET(&m->job.arg);
+    size_t units = QS_GET(&m->job.units), piece = QS_GET(&m->piece), bite = QS_GET(&m->bite);
+    size_t all = QS_GET(&m->n_pieces), first, n;
+    while ((n = qs_team_take(m, number, bite, t, &first)) != 0) {
+        task(arg, first * piece, qs_min((first + n) * piece, units), t);
+        if (__atomic_add_fetch(&m->done, n, __ATOMIC_ACQ_REL) == all) return 1;
+    }
+    return 0;
+}
+
+static void qs_team_member(qs_team *m, size_t t)
+{
+    uint32_t last = 0;
+    unsigned idle = 0;
+    qs_job job;
+    while (!QS_SEE(&m->over)) {
+        uint32_t number = QS_SEE(&m->number);
+        if (number == last) {
+            qs_idle(&idle);
+            continue;
+        }
+        last = number;
+        idle = 0;
+        while (qs_team_work(m, last, t)) {
+            memset(&job, 0, sizeof job);
+            if (!qs_next_large(m->next, m->state, t, &job)) {
+                QS_SHOW(&m->over, 1);
+                return;
+            }
+            qs_team_show(m, &job);
+            last = QS_GET(&m->number);
+        }
+    }
+}
+
+/* Runs all jobs on up to n_threads threads. What is small before the first large job costs no team. */
+static void qs_team_run(int n_threads, qs_next next, void *state)
+{
+    qs_job job;
+    memset(&job, 0, sizeof job);
+    if (n_threads < 2) {
+        if (next(state, &job)) qs_run_alone(next, state, &job);
+        return;
+    }
+    if (!qs_next_large(next, state, 0, &job)) return;
+    qs_team m;
+    memset(&m, 0, sizeof m);
+    m.next = next;
+    m.state = state;
+    m.n_shares = qs_min((size_t)n_threads, QS_SHARES);
+    qs_team_show(&m, &job);
+#pragma omp parallel num_threads(n_threads)
+    {
+        qs_fp_state fp = qs_fp_enter();
+        qs_team_member(&m, (size_t)omp_get_thread_num());
+        qs_fp_leave(fp);
+    }
+}
+
+#else
+
+static void qs_team_run(int n_threads, qs_next next, void *state)
+{
+    qs_job job;
     (void)n_threads;
-    (void)cost;
-    if (units) task(arg, 0, units, 0);
+    memset(&job, 0, sizeof job);
+    if (next(state, &job)) qs_run_alone(next, state, &job);
+}
+
+#endif
+
+static int qs_next_only(void *state, qs_job *job)
+{
+    qs_job *only = state;
+    *job = *only;
+    only->task = NULL;
+    return job->task != NULL;
+}
+
+/* One job. */
+static void qs_parallel(int n_threads, size_t units, size_t cost, qs_task task, void *arg)
+{
+    qs_job only = {task, arg, units, cost, 0};
+    qs_team_run(n_threads, qs_next_only, &only);
 }
 
 /* ===================================================================================================
@@ -532,6 +731,48 @@ static float qs_bf16_f32(uint16_t h)
     float f;
     memcpy(&f, &u, 4);
     return f;
+}
+
+/* Rounded to nearest even; NaN stays NaN. */
+static uint16_t qs_f32_bf16(float f)
+{
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    if ((u & 0x7FFFFFFFu) > 0x7F800000u) return (uint16_t)(u >> 16 | 0x40u);
+    return (uint16_t)((u + 0x7FFFu + (u >> 16 & 1u)) >> 16);
+}
+
+static float qs_f16_f32(uint16_t h)
+{
+    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, e = h >> 10 & 31u, m = h & 1023u, u;
+    float f;
+    if (e == 0) {
+        f = (float)m * (1.0f / 16777216.0f);
+        return sign ? -f : f;
+    }
+    if (e == 31) u = sign | 0x7F800000u | (m ? m << 13 | 0x400000u : 0);
+    else u = sign | (e + 112) << 23 | m << 13;
+    memcpy(&f, &u, 4);
+    return f;
+}
+
+/* Rounded to nearest even, 65520 and more to infinity; NaN stays NaN. */
+static uint16_t qs_f32_f16(float f)
+{
+    uint32_t u, a;
+    memcpy(&u, &f, 4);
+    uint16_t sign = (uint16_t)(u >> 16 & 0x8000u);
+    a = u & 0x7FFFFFFFu;
+    if (a > 0x7F800000u) return (uint16_t)(sign | 0x7E00u);
+    if (a >= 0x477FF000u) return (uint16_t)(sign | 0x7C00u);
+    if (a < 0x38800000u) { /* a multiple of 2^-24, which is the last place of 0.5 */
+        float half = 0.5f, sum;
+        memcpy(&sum, &a, 4);
+        sum = sum + half;
+        memcpy(&a, &sum, 4);
+        return (uint16_t)(sign | (a - 0x3F000000u));
+    }
+    return (uint16_t)(sign | ((a + 0xFFFu + (a >> 13 & 1u) - 0x38000000u) >> 13));
 }
 
 static int qs_finite(float x) { return x - x == 0.0f; }
@@ -668,7 +909,10 @@ typedef struct qs_group {
  * dots: z[t][r] = w[r] . x[t] by 16 chains, for nr rows and nt tokens
  *   w  [nr, n], rows row_bytes apart, n a multiple of 16    x [nt, n], rows xs apart    z [nt, nr], zs apart
  * axpy: y += a w, all [n], n a multiple of 16
- * silu_mul: g = g / (1 + exp(-g)) * u, all [n]        exp_sub: s = exp(s - m), [n]
+ * silu_mul: g = g / (1 + exp(-g)) * u, all [n]
+ * soften: s = exp(scale s - max), [n], where max is the largest of scale s and old; returns their sum. s has room
+ *   for a multiple of 16
+ * widen: 16-bit floats to f32, n a multiple of 16; [0] f16, [1] bf16
  * pack: x [n] to integers, the last group filled up with zeros; group g to out[g * step]
  * mmq: as mm for integer weights, [0] Q8 and [1] Q4; x [ng, nt] groups: those of all tokens side by side */
 typedef struct qs_kernels {
@@ -678,7 +922,8 @@ typedef struct qs_kernels {
                     size_t nt, float *z, size_t zs);
     void (*axpy[3])(float a, const void *w, size_t n, float *y);
     void (*silu_mul)(float *g, const float *u, size_t n);
-    void (*exp_sub)(float *s, float m, size_t n);
+    float (*soften)(float *s, size_t n, float scale, float *max, float old);
+    void (*widen[2])(const uint16_t *h, size_t n, float *x);
     void (*pack)(const float *x, size_t n, qs_group *out, size_t step);
     void (*mmq[2])(const void *w, size_t ws, size_t nb, size_t ng, const qs_group *x, size_t nt, float *y,
                    size_t ys);
@@ -781,9 +1026,24 @@ static void qs_silu_mul_scalar(float *g, const float *u, size_t n)
     for (size_t j = 0; j < n; j++) g[j] = (g[j] / (1.0f + qs_exp(-g[j]))) * u[j];
 }
 
-static void qs_exp_sub_scalar(float *s, float m, size_t n)
+static float qs_soften_scalar(float *s, size_t n, float scale, float *max, float old)
 {
+    for (size_t j = 0; j < n; j++) s[j] = s[j] * scale;
+    float m = qs_max(s, n);
+    if (old > m) m = old;
     for (size_t j = 0; j < n; j++) s[j] = qs_exp(s[j] - m);
+    *max = m;
+    return qs_sum16(s, n);
+}
+
+static void qs_widen_f16_scalar(const uint16_t *h, size_t n, float *x)
+{
+    for (size_t j = 0; j < n; j++) x[j] = qs_f16_f32(h[j]);
+}
+
+static void qs_widen_bf16_scalar(const uint16_t *h, size_t n, float *x)
+{
+    for (size_t j = 0; j < n; j++) x[j] = qs_bf16_f32(h[j]);
 }
 
 /* ---- integer products
@@ -912,7 +1172,8 @@ static const qs_kernels QS_KERNELS_SCALAR = {
     {NULL, qs_dots_f32_scalar, qs_dots_bf16_scalar},
     {NULL, qs_axpy_f32_scalar, qs_axpy_bf16_scalar},
     qs_silu_mul_scalar,
-    qs_exp_sub_scalar,
+    qs_soften_scalar,
+    {qs_widen_f16_scalar, qs_widen_bf16_scalar},
     qs_pack_scalar,
     {qs_mmq_q8_scalar, qs_mmq_q4_scalar},
 };
@@ -1120,6 +1381,19 @@ static void qs_mmq_drive(const qs_qset *set, int q4, const void *w, size_t ws, s
         qs_mmq_drive(&qs_qset_##isa, 1, w, ws, nb, ng, x, nt, y, ys);                  \
     }
 
+/* Of a tile of scores: fills up to a multiple of 16 with what exp makes 0. Returns the number then. */
+static size_t qs_soften_fill(float *s, size_t n)
+{
+    for (; n % 16; n++) s[n] = -INFINITY;
+    return n;
+}
+
+static float qs_soften_top(const float *lanes, size_t n, float old)
+{
+    for (size_t i = 0; i < n; i++) old = lanes[i] > old ? lanes[i] : old;
+    return old;
+}
+
 /* One tile as a function of its own: the body with constant sizes. */
 #define QS_TILE(attr, name, body, bf16, nb, nt)                                        \
     attr static void name##_##nb##x##nt(QS_TILE_ARGS)                                  \
@@ -1176,7 +1450,8 @@ static void qs_mmq_drive(const qs_qset *set, int q4, const void *w, size_t ws, s
         {0, qs_mm_f32_##isa, qs_mm_bf16_##isa},                                        \
             {0, qs_dots_f32_##isa, qs_dots_bf16_##isa},                                \
             {0, qs_axpy_f32_##isa, qs_axpy_bf16_##isa}, qs_silu_mul_##isa,             \
-            qs_exp_sub_##isa, qs_pack_##pack,                                          \
+            qs_soften_##isa, {qs_widen_f16_##isa, qs_widen_bf16_##isa},                \
+            qs_pack_##pack,                                                            \
             {qs_mmq_q8_##integers, qs_mmq_q4_##integers}                               \
     }
 
@@ -1193,8 +1468,8 @@ static void qs_mmq_drive(const qs_qset *set, int q4, const void *w, size_t ws, s
 
 #if defined(QS_HAVE_AVX2)
 
-#define QS_AVX2 __attribute__((target("avx2,fma")))
-#define QS_AVX2_INLINE __attribute__((target("avx2,fma"), always_inline)) static inline
+#define QS_AVX2 __attribute__((target("avx2,fma,f16c")))
+#define QS_AVX2_INLINE __attribute__((target("avx2,fma,f16c"), always_inline)) static inline
 
 /* Half h of a line: rows 8h..8h+7. bf16: pairs (k, k + 1), of which odd picks one */
 QS_AVX2_INLINE __m256 qs_line_avx2(int bf16, const char *p, int h, size_t odd)
@@ -1341,14 +1616,41 @@ QS_AVX2 static void qs_silu_mul_avx2(float *g, const float *u, size_t n)
     qs_silu_mul_scalar(g + j, u + j, n - j);
 }
 
-QS_AVX2 static void qs_exp_sub_avx2(float *s, float m, size_t n)
+QS_AVX2 static float qs_soften_avx2(float *s, size_t n, float scale, float *max, float old)
 {
-    size_t j = 0;
-    for (; n - j >= 8; j += 8) {
-        __m256 v = _mm256_sub_ps(_mm256_loadu_ps(s + j), _mm256_set1_ps(m));
-        _mm256_storeu_ps(s + j, qs_exp_avx2(v));
+    float lanes[8];
+    __m256 k = _mm256_set1_ps(scale), m = _mm256_set1_ps(-INFINITY);
+    __m256 lo = _mm256_setzero_ps(), hi = lo;
+    n = qs_soften_fill(s, n);
+    for (size_t j = 0; j < n; j += 8) {
+        __m256 v = _mm256_mul_ps(_mm256_loadu_ps(s + j), k);
+        _mm256_storeu_ps(s + j, v);
+        m = _mm256_max_ps(v, m); /* of a NaN the second */
     }
-    qs_exp_sub_scalar(s + j, m, n - j);
+    _mm256_storeu_ps(lanes, m);
+    *max = qs_soften_top(lanes, 8, old);
+    m = _mm256_set1_ps(*max);
+    for (size_t j = 0; j < n; j += 16) {
+        __m256 a = qs_exp_avx2(_mm256_sub_ps(_mm256_loadu_ps(s + j), m));
+        __m256 b = qs_exp_avx2(_mm256_sub_ps(_mm256_loadu_ps(s + j + 8), m));
+        _mm256_storeu_ps(s + j, a);
+        _mm256_storeu_ps(s + j + 8, b);
+        lo = _mm256_add_ps(lo, a);
+        hi = _mm256_add_ps(hi, b);
+    }
+    return qs_tree_avx2(lo, hi);
+}
+
+QS_AVX2 static void qs_widen_f16_avx2(const uint16_t *h, size_t n, float *x)
+{
+    for (size_t j = 0; j < n; j += 8)
+        _mm256_storeu_ps(x + j, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(h + j))));
+}
+
+QS_AVX2 static void qs_widen_bf16_avx2(const uint16_t *h, size_t n, float *x)
+{
+    for (size_t j = 0; j < n; j += 8)
+        _mm256_storeu_ps(x + j, qs_row_avx2(1, (const char *)h, j));
 }
 
 /* 8 integers as X of a group, from place j on */
@@ -1658,14 +1960,39 @@ QS_AVX512 static void qs_silu_mul_avx512(float *g, const float *u, size_t n)
     qs_silu_mul_scalar(g + j, u + j, n - j);
 }
 
-QS_AVX512 static void qs_exp_sub_avx512(float *s, float m, size_t n)
+QS_AVX512 static float qs_soften_avx512(float *s, size_t n, float scale, float *max, float old)
 {
-    size_t j = 0;
-    for (; n - j >= 16; j += 16) {
-        __m512 v = _mm512_sub_ps(_mm512_loadu_ps(s + j), _mm512_set1_ps(m));
-        _mm512_storeu_ps(s + j, qs_exp_avx512(v));
+    float lanes[16];
+    __m512 k = _mm512_set1_ps(scale), m = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
+    n = qs_soften_fill(s, n);
+    for (size_t j = 0; j < n; j += 16) {
+        __m512 v = _mm512_mul_ps(_mm512_loadu_ps(s + j), k);
+        _mm512_storeu_ps(s + j, v);
+        m = _mm512_max_ps(v, m); /* of a NaN the second */
     }
-    qs_exp_sub_scalar(s + j, m, n - j);
+    _mm512_storeu_ps(lanes, m);
+    *max = qs_soften_top(lanes, 16, old);
+    m = _mm512_set1_ps(*max);
+    for (size_t j = 0; j < n; j += 16) {
+        __m512 v = qs_exp_avx512(_mm512_sub_ps(_mm512_loadu_ps(s + j), m));
+        _mm512_storeu_ps(s + j, v);
+        sum = _mm512_add_ps(sum, v);
+    }
+    return qs_tree_avx512(sum);
+}
+
+QS_AVX512 static void qs_widen_f16_avx512(const uint16_t *h, size_t n, float *x)
+{
+    for (size_t j = 0; j < n; j += 16)
+        _mm512_storeu_ps(x + j, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(h + j))));
+}
+
+QS_AVX512 static void qs_widen_bf16_avx512(const uint16_t *h, size_t n, float *x)
+{
+    for (size_t j = 0; j < n; j += 16) {
+        __m512i v = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(h + j)));
+        _mm512_storeu_ps(x + j, _mm512_castsi512_ps(_mm512_slli_epi32(v, 16)));
+    }
 }
 
 /* Without VNNI 512 bits have nothing on 256 for integers. */
@@ -1975,12 +2302,38 @@ static void qs_silu_mul_neon(float *g, const float *u, size_t n)
     qs_silu_mul_scalar(g + j, u + j, n - j);
 }
 
-static void qs_exp_sub_neon(float *s, float m, size_t n)
+static float qs_soften_neon(float *s, size_t n, float scale, float *max, float old)
 {
-    size_t j = 0;
-    for (; n - j >= 4; j += 4)
-        vst1q_f32(s + j, qs_exp_neon(vsubq_f32(vld1q_f32(s + j), vdupq_n_f32(m))));
-    qs_exp_sub_scalar(s + j, m, n - j);
+    float lanes[16];
+    float32x4_t m = vdupq_n_f32(-INFINITY), c[4];
+    n = qs_soften_fill(s, n);
+    for (size_t j = 0; j < n; j += 4) {
+        float32x4_t v = vmulq_n_f32(vld1q_f32(s + j), scale);
+        vst1q_f32(s + j, v);
+        m = vbslq_f32(vcgtq_f32(v, m), v, m);
+    }
+    vst1q_f32(lanes, m);
+    *max = qs_soften_top(lanes, 4, old);
+    m = vdupq_n_f32(*max);
+    QS_UNROLL for (size_t i = 0; i < 4; i++) c[i] = vdupq_n_f32(0.0f);
+    for (size_t j = 0; j < n; j += 16)
+        QS_UNROLL for (size_t i = 0; i < 4; i++) {
+            float32x4_t v = qs_exp_neon(vsubq_f32(vld1q_f32(s + j + 4 * i), m));
+            vst1q_f32(s + j + 4 * i, v);
+            c[i] = vaddq_f32(c[i], v);
+        }
+    QS_UNROLL for (size_t i = 0; i < 4; i++) vst1q_f32(lanes + 4 * i, c[i]);
+    return qs_tree16(lanes);
+}
+
+static void qs_widen_f16_neon(const uint16_t *h, size_t n, float *x)
+{
+    for (size_t j = 0; j < n; j += 4) vst1q_f32(x + j, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(h + j))));
+}
+
+static void qs_widen_bf16_neon(const uint16_t *h, size_t n, float *x)
+{
+    for (size_t j = 0; j < n; j += 4) vst1q_f32(x + j, vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(h + j), 16)));
 }
 
 /* One block, one token: per plane and quarter of the rows two accumulators, (0, 0, 1, 1) and (2, 2, 3, 3) of its
@@ -2127,13 +2480,13 @@ static unsigned qs_xcr0(void)
     return a;
 }
 
-/* 0: baseline, 2: also AVX2 and FMA, 3: also AVX-512 F, 4: also its BW and VNNI; with the registers saved */
+/* 0: baseline, 2: also AVX2, FMA and F16C, 3: also AVX-512 F, 4: also its BW and VNNI; with the registers saved */
 static int qs_x86_level(void)
 {
     unsigned a = 0, b = 0, c = 0, d = 0, xcr0 = qs_xcr0();
     if ((xcr0 & 6) != 6) return 0; /* XMM, YMM */
     if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
-    if (!(c & 1u << 28) || !(c & 1u << 12)) return 0; /* AVX, FMA */
+    if (!(c & 1u << 28) || !(c & 1u << 12) || !(c & 1u << 29)) return 0; /* AVX, FMA, F16C */
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
     if (!(b & 1u << 5)) return 0;                     /* AVX2 */
     if (!(b & 1u << 16) || (xcr0 & 0xE6) != 0xE6) return 2; /* AVX-512 F; ZMM, masks */
@@ -6107,12 +6460,14 @@ qsae_status qsae_sae_feature(const qsae_sae *sae, uint32_t feature, float *encod
  *
  * One block: tokens, KV cache, logits, and the scratch of the passes that this context hosts.
  *
- * KV cache, float32, so that attention is two calls of the matrix kernel:
+ * KV cache, laid out so that attention is two calls of the matrix kernel; 16-bit types are widened tile by tile:
  *   keys    [layer][kv head][position / 16][head_dim][16]         a lane is a position
  *   values  [layer][kv head][head_dim / 16][position][16]         a lane is a dimension
+ * It is not written before its positions are: the system gives it memory as the context grows.
  * =================================================================================================== */
 
 #define QS_ATT_TILE  256 /* positions joined at a time: part of the contract of section 6 */
+#define QS_ATT_QUERIES ((size_t)60) /* at most so many share a tile, if one row has no more; kernels take 6 or 3 at a time */
 #define QS_HEAD_ROWS 8   /* rows whose logits are computed together */
 
 /* One token of a pass. */
@@ -6122,9 +6477,16 @@ typedef struct qs_row {
     size_t index; /* place in its eval call */
 } qs_row;
 
+/* Rows of one context that follow one another and attend together. */
+typedef struct qs_block {
+    size_t first, n;
+} qs_block;
+
 /* Buffers of a pass over up to n_batch rows; each [n_batch, width up to 16], padding always zero. */
 typedef struct qs_scratch {
     qs_row *rows;      /* [n_batch] */
+    qs_block *blocks;  /* [n_batch] */
+    uint8_t *finite;   /* [n_batch]: the row's values are, as the cache holds them */
     float *x, *xn;     /* d_model: residual stream; normalised */
     float *q, *k, *v;  /* n_heads * head_dim; n_kv_heads * head_dim, twice */
     float *z;          /* n_heads * head_dim: attention heads joined */
@@ -6132,7 +6494,7 @@ typedef struct qs_scratch {
     float *gate, *up;  /* d_ff */
     float *cos, *sin;  /* head_dim / 2 */
     float *att;        /* [n_threads, att_size] of qs_attend */
-    size_t att_size;
+    size_t att_size, att_rows; /* of att_rows rows at most */
     float *head_x;     /* [QS_HEAD_ROWS, d_model] */
     float *head_y;     /* [QS_HEAD_ROWS, vocab_size] */
     qs_group *packed;  /* [groups of the widest input, n_batch or QS_HEAD_ROWS], for integer weights */
@@ -6145,6 +6507,7 @@ struct qsae_ctx {
     const qsae_model *model;
     qsae_allocator alloc;
     size_t block; /* bytes of the one allocation, which starts with this struct */
+    size_t written; /* of it, by qsae_ctx_create: all but the KV cache */
     int32_t n_ctx, n_batch;
     int n_threads;
     size_t ctx16; /* n_ctx up to 16 */
@@ -6152,9 +6515,12 @@ struct qsae_ctx {
     int has_logits;
     int busy; /* an eval is running: its hook may not start another or change the lists */
     int32_t *tokens; /* [n_ctx] */
-    float *keys, *values;
+    qsae_kv_type kv_type;
+    size_t kv_size; /* bytes of a number in the cache */
+    uint8_t *keys, *values;
     float *logits;      /* [vocab_size up to 16] */
     uint8_t *site_mask; /* [n_layers]: bit site set if an edit, the hook or a capture waits there */
+    uint8_t *apart_mask; /* [n_layers]: those that want the caller's thread, or all threads: the hook, whole encodes */
     qs_captures *captures; /* or NULL */
     qs_edits *edits;       /* or NULL */
     qsae_hook hook;
@@ -6166,6 +6532,13 @@ struct qsae_ctx {
 static void qs_free_captures(qsae_ctx *c);
 static void qs_free_edits(qsae_ctx *c);
 
+/* Floats of a qs_att for n queries. The tile of a narrow cache is always there: a pass may bring any context. */
+static size_t qs_att_floats(size_t n, size_t hd)
+{
+    size_t hd16 = qs_up16(hd);
+    return qs_up16(n * (QS_ATT_TILE + 3 * hd16 + 3)) + QS_ATT_TILE * 2 * hd16;
+}
+
 static void qs_lay_scratch(qs_carve *c, const qsae_model *m, size_t n_batch, size_t n_threads,
                            qs_scratch *s)
 {
@@ -6174,6 +6547,8 @@ static void qs_lay_scratch(qs_carve *c, const qsae_model *m, size_t n_batch, siz
     size_t dq = qs_up16((size_t)i->n_heads * hd), dkv = qs_up16((size_t)i->n_kv_heads * hd);
     size_t f = sizeof(float), rep = (size_t)(i->n_heads / i->n_kv_heads);
     s->rows = qs_cut(c, n_batch, sizeof *s->rows);
+    s->blocks = qs_cut(c, n_batch, sizeof *s->blocks);
+    s->finite = qs_cut(c, n_batch, sizeof *s->finite);
     s->x = qs_cut(c, n_batch * d, f);
     s->xn = qs_cut(c, n_batch * d, f);
     s->q = qs_cut(c, n_batch * dq, f);
@@ -6185,7 +6560,8 @@ static void qs_lay_scratch(qs_carve *c, const qsae_model *m, size_t n_batch, siz
     s->up = qs_cut(c, n_batch * ff, f);
     s->cos = qs_cut(c, n_batch * hd / 2, f);
     s->sin = qs_cut(c, n_batch * hd / 2, f);
-    s->att_size = qs_up16(rep * (QS_ATT_TILE + 2 * qs_up16(hd) + 2));
+    s->att_rows = qs_min(rep < QS_ATT_QUERIES ? QS_ATT_QUERIES / rep : 1, n_batch);
+    s->att_size = qs_att_floats(s->att_rows * rep, hd);
     s->att = qs_cut(c, n_threads * s->att_size, f);
     s->head_x = qs_cut(c, QS_HEAD_ROWS * d, f);
     s->head_y = qs_cut(c, QS_HEAD_ROWS * m->head.np, f);
@@ -6204,11 +6580,13 @@ static size_t qs_lay_ctx(const qsae_model *m, char *base, qsae_ctx *c)
     c->ctx16 = qs_up16((size_t)c->n_ctx);
     c->tokens = qs_cut(&v, (size_t)c->n_ctx, sizeof *c->tokens);
     if (!qs_mul(heads * qs_up16(hd), c->ctx16, &cells)) return 0; /* heads * hd < 2^40 */
-    c->keys = qs_cut(&v, heads * hd * c->ctx16, sizeof(float));
-    c->values = qs_cut(&v, cells, sizeof(float));
     c->logits = qs_cut(&v, m->head.np, sizeof(float));
     c->site_mask = qs_cut(&v, (size_t)i->n_layers, 1);
+    c->apart_mask = qs_cut(&v, (size_t)i->n_layers, 1);
     qs_lay_scratch(&v, m, (size_t)c->n_batch, (size_t)c->n_threads, &c->scratch);
+    c->written = v.used;
+    c->keys = qs_cut(&v, heads * hd * c->ctx16, c->kv_size);
+    c->values = qs_cut(&v, cells, c->kv_size);
     return v.overflow ? 0 : v.used;
 }
 
@@ -6226,6 +6604,10 @@ static qsae_status qs_ctx_take_options(const qsae_model *m, const qsae_ctx_optio
     c->n_ctx = o->n_ctx ? o->n_ctx : (int32_t)qs_min((size_t)m->info.max_positions, 4096);
     c->n_batch = o->n_batch ? o->n_batch : 64;
     c->n_threads = o->n_threads ? o->n_threads : 1;
+    c->kv_type = o->kv_type;
+    c->kv_size = o->kv_type == QSAE_KV_F32 ? 4 : 2;
+    if (!qsae_kv_name(o->kv_type))
+        return qs_fail(err, QSAE_E_ARG, 0, "kv_type %d is not a type of the KV cache", (int)o->kv_type);
     if (c->n_ctx < 1 || (uint32_t)c->n_ctx > QS_MAX_POS)
         return qs_fail(err, QSAE_E_ARG, 0, "n_ctx is %d, must be 1..%u", c->n_ctx, QS_MAX_POS);
     if (c->n_batch < 1 || c->n_batch > 65536)
@@ -6233,6 +6615,12 @@ static qsae_status qs_ctx_take_options(const qsae_model *m, const qsae_ctx_optio
     if ((st = qs_check_threads(o->n_threads, err)) != QSAE_OK) return st;
     if (c->n_batch > c->n_ctx) c->n_batch = c->n_ctx;
     return qs_take_allocator(&o->allocator, &c->alloc, err);
+}
+
+const char *qsae_kv_name(qsae_kv_type type)
+{
+    static const char *const names[QSAE_KV_COUNT] = {"f32", "f16", "bf16"};
+    return (unsigned)type < QSAE_KV_COUNT ? names[type] : NULL;
 }
 
 size_t qsae_ctx_size(const qsae_model *model, const qsae_ctx_options *options)
@@ -6255,9 +6643,9 @@ qsae_status qsae_ctx_create(const qsae_model *model, const qsae_ctx_options *opt
     if (!size) return qs_fail(err, QSAE_E_LIMIT, 0, "a context of %d positions has no size", c.n_ctx);
     char *base = qs_alloc(&c.alloc, size);
     if (!base) return qs_fail(err, QSAE_E_NOMEM, 0, "no memory for a context of %zu bytes", size);
-    memset(base, 0, size);
     c.block = size;
     qs_lay_ctx(model, base, &c);
+    memset(base, 0, c.written);
     memcpy(base, &c, sizeof c);
     *out = (void *)base;
     return QSAE_OK;
@@ -6288,15 +6676,17 @@ qsae_status qsae_ctx_copy(qsae_ctx *dst, const qsae_ctx *src, qsae_error *err)
     if (src->pos > dst->n_ctx)
         return qs_fail(err, QSAE_E_MISMATCH, 0, "the source has %d positions, the target holds %d", src->pos,
                        dst->n_ctx);
+    if (dst->kv_type != src->kv_type)
+        return qs_fail(err, QSAE_E_MISMATCH, 0, "the source's KV cache is %s, the target's %s",
+                       qsae_kv_name(src->kv_type), qsae_kv_name(dst->kv_type));
     const qsae_model_info *i = &src->model->info;
     size_t pos = (size_t)src->pos, hd = (size_t)i->head_dim, vb = qs_up16(hd) / 16;
-    size_t heads = (size_t)i->n_layers * (size_t)i->n_kv_heads;
+    size_t heads = (size_t)i->n_layers * (size_t)i->n_kv_heads, to = dst->ctx16 * dst->kv_size,
+           from = src->ctx16 * src->kv_size;
     for (size_t h = 0; h < heads; h++) {
-        memcpy(dst->keys + h * hd * dst->ctx16, src->keys + h * hd * src->ctx16,
-               qs_up16(pos) * hd * sizeof(float));
+        memcpy(dst->keys + h * hd * to, src->keys + h * hd * from, qs_up16(pos) * hd * src->kv_size);
         for (size_t b = h * vb; b < (h + 1) * vb; b++)
-            memcpy(dst->values + b * 16 * dst->ctx16, src->values + b * 16 * src->ctx16,
-                   pos * 16 * sizeof(float));
+            memcpy(dst->values + b * 16 * to, src->values + b * 16 * from, pos * 16 * src->kv_size);
     }
     memcpy(dst->tokens, src->tokens, pos * sizeof *dst->tokens);
     memcpy(dst->logits, src->logits, src->model->head.np * sizeof(float));
@@ -6349,9 +6739,10 @@ static void qs_mark_sites(qsae_ctx *c)
 {
     int32_t n = c->model->info.n_layers;
     for (int32_t l = 0; l < n; l++) {
-        c->site_mask[l] = 0;
+        c->apart_mask[l] = 0;
         for (uint32_t s = 0; s < QSAE_SITE_COUNT; s++)
-            if (qs_hook_wants(&c->hook, s, l)) c->site_mask[l] |= (uint8_t)(1u << s);
+            if (qs_hook_wants(&c->hook, s, l)) c->apart_mask[l] |= (uint8_t)(1u << s);
+        c->site_mask[l] = c->apart_mask[l];
     }
     for (size_t i = 0; c->captures && i < c->captures->n; i++) {
         const qsae_capture *p = &c->captures->list[i];
@@ -6475,12 +6866,18 @@ static int qs_is_vector_kind(qsae_edit_kind k)
 static void qs_mark_edits(const qsae_ctx *c)
 {
     const qs_edits *e = c->edits;
-    for (size_t i = 0; e && i < e->n_slots; i++)
-        c->site_mask[e->slots[i].layer] |= (uint8_t)(1u << e->slots[i].site);
+    for (size_t i = 0; e && i < e->n_slots; i++) {
+        const qs_slot *t = &e->slots[i];
+        c->site_mask[t->layer] |= (uint8_t)(1u << t->site);
+        if (t->sae && qs_selects(t->sae)) c->apart_mask[t->layer] |= (uint8_t)(1u << t->site);
+    }
     for (size_t i = 0; e && i < e->n_items; i++) {
         const qs_item *t = &e->items[i];
         c->site_mask[t->layer] |= (uint8_t)(1u << t->site);
-        if (t->recon) c->site_mask[t->sae->info.layer_in] |= (uint8_t)(1u << t->sae->info.site_in);
+        if (t->kind == QSAE_SAE_REPLACE && !t->recon) c->apart_mask[t->layer] |= (uint8_t)(1u << t->site);
+        if (!t->recon) continue;
+        c->site_mask[t->sae->info.layer_in] |= (uint8_t)(1u << t->sae->info.site_in);
+        c->apart_mask[t->sae->info.layer_in] |= (uint8_t)(1u << t->sae->info.site_in);
     }
 }
 
@@ -6863,22 +7260,36 @@ static qsae_status qs_apply_edits(qsae_ctx *c, uint32_t site, int32_t layer, int
  * in the weights they share and in their own context's cache. Source: transformers modeling_qwen3.py.
  * =================================================================================================== */
 
+/* A pass is a row of jobs (section 4). Steps of single rows are gathered until one needs all rows, or a site is
+ * looked at: then they run as one job, each row through all of them. */
+enum { QS_MOST_ROW_STEPS = 8 };
+
+typedef struct qs_product {
+    const qs_mat *w;
+    float *y; /* [n, w->np] */
+} qs_product;
+
 typedef struct qs_pass {
     const qsae_model *m;
     qs_scratch *s;
-    size_t n;      /* rows */
+    size_t n; /* rows */
+    size_t n_blocks;
     int n_threads;
-    int32_t layer;
     qsae_error *err;
+    int32_t layer;
+    size_t step;       /* the next of qs_steps */
+    qsae_status status;
+    uint8_t row_steps[QS_MOST_ROW_STEPS], run_steps[QS_MOST_ROW_STEPS]; /* gathered; of the job */
+    size_t n_row_steps, n_run_steps;
+    qs_product list[3];     /* of the present product */
+    size_t n_list, n_x;     /* matrices; rows of x */
+    const float *x;
+    size_t of[QS_HEAD_ROWS], n_head, head_next; /* rows whose logits are computed; the first not looked at */
 } qs_pass;
 
 /* ---- y = W x for up to three matrices of one input ---- */
 
-/* Blocks of 16 outputs that a thread takes at a time: kernels run best on 8 side by side, if there are so many. */
-static size_t qs_grain(const qs_pass *p, size_t blocks)
-{
-    return blocks >= 32 * (size_t)p->n_threads ? 8 : 1;
-}
+#define QS_GRAIN ((size_t)12) /* blocks of 16 outputs that kernels take side by side at best */
 
 /* y [n, w->np] = x W, of blocks b0 .. b1 - 1; x [n, kp], or packed for integer weights */
 static void qs_mat_mul(const qs_kernels *k, const qs_mat *w, size_t b0, size_t b1, const float *x,
@@ -6890,106 +7301,75 @@ static void qs_mat_mul(const qs_kernels *k, const qs_mat *w, size_t b0, size_t b
     else k->mm[w->type](from, w->block, b1 - b0, w->kp, x, w->kp, n, y + 16 * b0, w->np);
 }
 
-typedef struct qs_pack_job {
-    const qs_kernels *k;
-    const float *x;
-    size_t width, n;
-    qs_group *out; /* [groups, n] */
-} qs_pack_job;
-
-static void qs_pack_task(void *arg, size_t lo, size_t hi, size_t thread)
-{
-    const qs_pack_job *j = arg;
-    (void)thread;
-    for (size_t r = lo; r < hi; r++) j->k->pack(j->x + r * j->width, j->width, j->out + r, j->n);
-}
-
-/* x [n, kp] as the integer matrices of this model want it, into the scratch. */
-static void qs_pack_rows(const qs_pass *p, const float *x, size_t n, size_t kp)
-{
-    if (!p->m->integers) return;
-    qs_pack_job job = {p->m->kernels, x, kp, n, p->s->packed};
-    qs_parallel(p->n_threads, n, 4 * kp, qs_pack_task, &job);
-}
-
-typedef struct qs_product {
-    const qs_mat *w;
-    float *y; /* [n, w->np] */
-} qs_product;
-
-typedef struct qs_product_job {
-    const qs_kernels *k;
-    const qs_product *list;
-    size_t n_list, n;
-    const float *x;         /* [n, kp] */
-    const qs_group *packed; /* the same */
-    size_t grain;
-} qs_product_job;
-
 static void qs_product_task(void *arg, size_t lo, size_t hi, size_t thread)
 {
-    const qs_product_job *j = arg;
+    const qs_pass *p = arg;
     (void)thread;
-    lo *= j->grain;
-    hi *= j->grain;
-    for (size_t i = 0, first = 0; i < j->n_list; i++) {
-        const qs_mat *w = j->list[i].w;
+    for (size_t i = 0, first = 0; i < p->n_list; i++) {
+        const qs_mat *w = p->list[i].w;
         size_t nb = w->np / 16, b0 = lo > first ? lo - first : 0, b1 = hi > first ? hi - first : 0;
         b1 = qs_min(b1, nb);
-        if (b0 < b1)
-            qs_mat_mul(j->k, w, b0, b1, j->x, j->packed, j->n, j->list[i].y);
+        if (b0 < b1) qs_mat_mul(p->m->kernels, w, b0, b1, p->x, p->s->packed, p->n_x, p->list[i].y);
         first += nb;
     }
 }
 
-/* x [n, d] -> list[i].y [n, rows of w]; every w has the same number of columns */
-static void qs_products(const qs_pass *p, const qs_product *list, size_t n_list, const float *x, size_t n)
+static void qs_add_product(qs_pass *p, const qs_mat *w, float *y)
 {
-    size_t blocks = 0;
-    for (size_t i = 0; i < n_list; i++) blocks += list[i].w->np / 16;
-    qs_pack_rows(p, x, n, list[0].w->kp);
-    qs_product_job job = {p->m->kernels, list, n_list, n, x, p->s->packed, qs_grain(p, blocks)};
-    qs_parallel(p->n_threads, (blocks + job.grain - 1) / job.grain, 16 * list[0].w->kp * n * job.grain,
-                qs_product_task, &job);
+    qs_product one = {w, y};
+    p->list[p->n_list++] = one;
 }
 
-/* ---- per-row steps ---- */
-
-typedef struct qs_row_job {
-    const qs_pass *p;
-    const float *w; /* norm weight [d_model] */
-    const float *add; /* or NULL: x += add first */
-} qs_row_job;
-
-/* x += add, all [n, d_model] */
-static void qs_add_task(void *arg, size_t lo, size_t hi, size_t thread)
+/* The job of p->list with x [n, kp], which has been packed; every matrix has the same number of columns. */
+static void qs_product_job(qs_pass *p, const float *x, size_t n, qs_job *job)
 {
-    const qs_row_job *j = arg;
-    size_t ld = qs_up16((size_t)j->p->m->info.d_model);
-    (void)thread;
-    for (size_t i = lo * ld; i < hi * ld; i++) j->p->s->x[i] = j->p->s->x[i] + j->add[i];
+    p->x = x;
+    p->n_x = n;
+    job->task = qs_product_task;
+    for (size_t i = 0; i < p->n_list; i++) job->units += p->list[i].w->np / 16;
+    job->cost = 16 * p->list[0].w->kp * n;
+    job->grain = QS_GRAIN;
+}
+
+/* ---- steps of a row ---- */
+
+/* Token row into x; sines and cosines of its position: the angle is rounded to float32 first, as the reference
+ * does. */
+static void qs_embed_row(const qs_pass *p, size_t r)
+{
+    const qs_mat *e = &p->m->embed;
+    const qs_row *row = &p->s->rows[r];
+    size_t half = (size_t)p->m->info.head_dim / 2;
+    for (size_t k = 0; k < e->k; k++) p->s->x[r * e->kp + k] = qs_mat_at(e, (size_t)row->token, k);
+    for (size_t i = 0; i < half; i++) {
+        double s, c;
+        float angle = (float)row->pos * p->m->rope[i];
+        qs_sincos(angle, &s, &c);
+        p->s->sin[r * half + i] = (float)s;
+        p->s->cos[r * half + i] = (float)c;
+    }
+}
+
+/* x += out */
+static void qs_add_row(const qs_pass *p, size_t r)
+{
+    size_t ld = qs_up16((size_t)p->m->info.d_model);
+    float *x = p->s->x + r * ld;
+    const float *out = p->s->out + r * ld;
+    for (size_t j = 0; j < ld; j++) x[j] = x[j] + out[j];
 }
 
 /* xn = norm(x) */
-static void qs_norm_task(void *arg, size_t lo, size_t hi, size_t thread)
+static void qs_norm_row(const qs_pass *p, const float *w, size_t r)
 {
-    const qs_row_job *j = arg;
-    size_t d = (size_t)j->p->m->info.d_model, ld = qs_up16(d);
-    (void)thread;
-    for (size_t r = lo; r < hi; r++)
-        qs_rms_norm(j->p->s->x + r * ld, j->w, d, j->p->m->info.rms_eps, j->p->s->xn + r * ld);
+    size_t d = (size_t)p->m->info.d_model, ld = qs_up16(d);
+    qs_rms_norm(p->s->x + r * ld, w, d, p->m->info.rms_eps, p->s->xn + r * ld);
 }
 
-static void qs_add_rows(const qs_pass *p, const float *add)
+/* Row r of x [n, width] as the integer matrices of this model want it, into the scratch. */
+static void qs_pack_row(const qs_pass *p, const float *x, size_t width, size_t n, size_t r)
 {
-    qs_row_job job = {p, NULL, add};
-    qs_parallel(p->n_threads, p->n, (size_t)p->m->info.d_model, qs_add_task, &job);
-}
-
-static void qs_norm_rows(const qs_pass *p, const float *w)
-{
-    qs_row_job job = {p, w, NULL};
-    qs_parallel(p->n_threads, p->n, 4 * (size_t)p->m->info.d_model, qs_norm_task, &job);
+    if (p->m->integers) p->m->kernels->pack(x + r * width, width, p->s->packed + r, n);
 }
 
 /* One head: normalise, then rotate dimension i with i + half. x [head_dim] in place. */
@@ -7005,107 +7385,221 @@ static void qs_norm_rotate(float *x, const float *w, size_t hd, float eps, const
     }
 }
 
-/* q and k of rows lo..hi: norm and rotation; k and v into the cache */
-static void qs_rope_task(void *arg, size_t lo, size_t hi, size_t thread)
+/* x [n] into the cache: x[i] to number at + place(i), which is 16 i for keys, and 16-blocks `block` apart for values.
+ * Returns 1 if all are finite there. */
+static int qs_kv_put(const qsae_ctx *c, uint8_t *cache, size_t at, size_t block, const float *x, size_t n)
 {
-    const qs_pass *p = arg;
+    int finite = 1;
+    for (size_t i = 0; i < n; i++) {
+        size_t to = at + (block ? i / 16 * block + i % 16 : 16 * i);
+        uint16_t h;
+        if (c->kv_type == QSAE_KV_F32) {
+            memcpy(cache + 4 * to, &x[i], 4);
+            finite &= qs_finite(x[i]);
+            continue;
+        }
+        h = c->kv_type == QSAE_KV_F16 ? qs_f32_f16(x[i]) : qs_f32_bf16(x[i]);
+        memcpy(cache + 2 * to, &h, 2);
+        finite &= c->kv_type == QSAE_KV_F16 ? (h & 0x7C00) != 0x7C00 : (h & 0x7F80) != 0x7F80;
+    }
+    return finite;
+}
+
+/* The lanes after position pos in its block of 16 keys hold zeros: kernels read whole blocks. */
+static void qs_clear_lanes(const qsae_ctx *c, size_t head, size_t hd, size_t pos)
+{
+    size_t at = head * hd * c->ctx16 + pos / 16 * 16 * hd, lane = pos % 16 + 1;
+    for (size_t d = 0; d < hd && lane < 16; d++)
+        memset(c->keys + (at + 16 * d + lane) * c->kv_size, 0, (16 - lane) * c->kv_size);
+}
+
+/* k and v of row r into the cache */
+static void qs_cache_row(const qs_pass *p, size_t r)
+{
     const qsae_model_info *i = &p->m->info;
     const qs_layer *y = &p->m->layers[p->layer];
+    qsae_ctx *c = p->s->rows[r].ctx;
     size_t hd = (size_t)i->head_dim, vb = qs_up16(hd) / 16, n_kv = (size_t)i->n_kv_heads;
-    (void)thread;
-    for (size_t r = lo; r < hi; r++) {
-        const float *cos = p->s->cos + r * hd / 2, *sin = p->s->sin + r * hd / 2;
-        float *q = p->s->q + r * y->q.np, *k = p->s->k + r * y->k.np, *v = p->s->v + r * y->v.np;
-        qsae_ctx *c = p->s->rows[r].ctx;
-        size_t pos = (size_t)p->s->rows[r].pos;
-        for (size_t h = 0; h < (size_t)i->n_heads; h++)
-            qs_norm_rotate(q + h * hd, y->q_norm, hd, i->rms_eps, cos, sin);
-        for (size_t h = 0; h < n_kv; h++) {
-            size_t head = (size_t)p->layer * n_kv + h;
-            float *keys = c->keys + head * hd * c->ctx16 + pos / 16 * 16 * hd + pos % 16;
-            float *values = c->values + head * vb * 16 * c->ctx16 + pos * 16;
-            qs_norm_rotate(k + h * hd, y->k_norm, hd, i->rms_eps, cos, sin);
-            for (size_t d = 0; d < hd; d++) keys[16 * d] = k[h * hd + d];
-            for (size_t d = 0; d < hd; d++) values[d / 16 * 16 * c->ctx16 + d % 16] = v[h * hd + d];
-        }
+    size_t pos = (size_t)p->s->rows[r].pos;
+    const float *k = p->s->k + r * y->k.np, *v = p->s->v + r * y->v.np;
+    int last = r + 1 == p->n || p->s->rows[r + 1].ctx != c, finite = 1;
+    for (size_t h = 0; h < n_kv; h++) {
+        size_t head = (size_t)p->layer * n_kv + h;
+        size_t keys = head * hd * c->ctx16 + pos / 16 * 16 * hd + pos % 16, values = head * vb * 16 * c->ctx16 + pos * 16;
+        qs_kv_put(c, c->keys, keys, 0, k + h * hd, hd);
+        finite &= qs_kv_put(c, c->values, values, 16 * c->ctx16, v + h * hd, hd);
+        if (last) qs_clear_lanes(c, head, hd, pos);
+        if (hd % 16)
+            memset(c->values + (values + (vb - 1) * 16 * c->ctx16 + hd % 16) * c->kv_size, 0, (16 - hd % 16) * c->kv_size);
     }
+    p->s->finite[r] = (uint8_t)finite;
+}
+
+/* q and k of row r: norm and rotation; k and v into the cache */
+static void qs_rope_row(const qs_pass *p, size_t r)
+{
+    const qsae_model_info *i = &p->m->info;
+    const qs_layer *y = &p->m->layers[p->layer];
+    size_t hd = (size_t)i->head_dim;
+    const float *cos = p->s->cos + r * hd / 2, *sin = p->s->sin + r * hd / 2;
+    float *q = p->s->q + r * y->q.np, *k = p->s->k + r * y->k.np;
+    for (size_t h = 0; h < (size_t)i->n_heads; h++)
+        qs_norm_rotate(q + h * hd, y->q_norm, hd, i->rms_eps, cos, sin);
+    for (size_t h = 0; h < (size_t)i->n_kv_heads; h++)
+        qs_norm_rotate(k + h * hd, y->k_norm, hd, i->rms_eps, cos, sin);
+    qs_cache_row(p, r);
 }
 
 /* ---- attention ---- */
 
-/* The query heads of one row that share a kv head. */
+/* The queries of some rows that share a kv head, row by row. */
 typedef struct qs_att {
-    size_t rep;    /* query heads */
-    float *s;      /* [rep, QS_ATT_TILE] scores, then probabilities */
-    float *acc;    /* [rep, head_dim up to 16] */
-    float *part;   /* the same, of one tile */
-    float *max, *sum; /* [rep] */
+    size_t rep, n;     /* queries of a row; rows */
+    size_t hd, hd16;
+    const float *q;    /* [n rep, head_dim] */
+    float *own_q;      /* memory for them */
+    float *s;          /* [n rep, QS_ATT_TILE] scores, then probabilities */
+    float *acc;        /* [n rep, hd16] */
+    float *part;       /* the same, of one tile */
+    float *max, *sum, *carry; /* [n rep] */
+    float *keys, *values;     /* a tile of a narrow cache: [QS_ATT_TILE, hd16] each */
 } qs_att;
 
-/* Joins a tile of len positions to the running softmax. s holds scores, part is free. */
-static void qs_att_join(const qs_kernels *k, qs_att *a, size_t len, float scale, const float *values,
-                        size_t ws, size_t hd16, int first)
+static void qs_att_lay(qs_att *a, float *scratch, size_t most)
 {
-    float carry[2];
-    for (size_t r = 0; r < a->rep; r++) {
-        float *s = a->s + r * QS_ATT_TILE;
-        for (size_t j = 0; j < len; j++) s[j] = s[j] * scale;
-        float max = qs_max(s, len);
-        if (!first && a->max[r] > max) max = a->max[r];
-        k->exp_sub(s, max, len);
-        carry[0] = first ? 0.0f : qs_exp(a->max[r] - max);
-        carry[1] = qs_sum16(s, len);
-        a->sum[r] = first ? carry[1] : a->sum[r] * carry[0] + carry[1];
-        for (size_t d = 0; !first && d < hd16; d++) a->acc[r * hd16 + d] *= carry[0];
-        a->max[r] = max;
-    }
-    k->mm[QSAE_TYPE_F32](values, ws, hd16 / 16, len, a->s, QS_ATT_TILE, a->rep, a->part, hd16);
-    for (size_t i = 0; i < a->rep * hd16; i++) a->acc[i] = first ? a->part[i] : a->acc[i] + a->part[i];
+    a->s = scratch;
+    a->own_q = a->s + most * QS_ATT_TILE;
+    a->acc = a->own_q + most * a->hd16;
+    a->part = a->acc + most * a->hd16;
+    a->max = a->part + most * a->hd16;
+    a->sum = a->max + most;
+    a->carry = a->sum + most;
+    a->keys = scratch + qs_up16(most * (QS_ATT_TILE + 3 * a->hd16 + 3));
+    a->values = a->keys + QS_ATT_TILE * a->hd16;
 }
 
-/* z of one row's heads of kv head h, over positions 0..pos */
-static void qs_attend(const qs_pass *p, size_t row, size_t h, float *scratch)
+/* Query i's scores of a tile to probabilities: len of them, then zeros up to `end`. */
+static void qs_att_soften(const qs_kernels *k, qs_att *a, size_t i, size_t len, size_t end, float scale, int first)
+{
+    float *s = a->s + i * QS_ATT_TILE, old = first ? -INFINITY : a->max[i], sum;
+    sum = k->soften(s, len, scale, &a->max[i], old);
+    memset(s + len, 0, (end - len) * sizeof *s);
+    a->carry[i] = first ? 0.0f : qs_exp(old - a->max[i]);
+    a->sum[i] = first ? sum : a->sum[i] * a->carry[i] + sum;
+}
+
+/* acc = acc carry + part */
+static void qs_att_join(qs_att *a, size_t i, int first)
+{
+    float *acc = a->acc + i * a->hd16, carry = a->carry[i];
+    const float *part = a->part + i * a->hd16;
+    if (first) {
+        memcpy(acc, part, a->hd16 * sizeof *acc);
+        return;
+    }
+    for (size_t d = 0; d < a->hd16; d += 16)
+        for (size_t j = d; j < d + 16; j++) acc[j] = acc[j] * carry + part[j];
+}
+
+/* Keys and values of a tile of `end` positions from `at` on, as float32; the values' blocks *ws bytes apart. */
+static void qs_att_tile(const qsae_ctx *c, const qs_kernels *k, qs_att *a, size_t head, size_t at, size_t end,
+                        const float **keys, const float **values, size_t *ws)
+{
+    const uint8_t *from_k = c->keys + (head * c->ctx16 + at) * a->hd * c->kv_size;
+    const uint8_t *from_v = c->values + (head * a->hd16 * c->ctx16 + at * 16) * c->kv_size;
+    *keys = (const void *)from_k;
+    *values = (const void *)from_v;
+    *ws = c->ctx16 * 64;
+    if (c->kv_type == QSAE_KV_F32) return;
+    int bf16 = c->kv_type == QSAE_KV_BF16;
+    k->widen[bf16]((const void *)from_k, qs_up16(end) * a->hd, a->keys);
+    for (size_t b = 0; b < a->hd16 / 16; b++)
+        k->widen[bf16]((const void *)(from_v + b * 16 * c->ctx16 * 2), end * 16, a->values + b * 16 * QS_ATT_TILE);
+    *keys = a->keys;
+    *values = a->values;
+    *ws = QS_ATT_TILE * 64;
+}
+
+/* z of n rows' heads of kv head h, each over its own position and those before. Later positions count nothing for a
+ * row: their probability is 0, and 0 times a finite value leaves every sum's bits. */
+static void qs_attend(const qs_pass *p, size_t first, size_t n, size_t h, float *scratch)
 {
     const qsae_model_info *i = &p->m->info;
     const qs_layer *y = &p->m->layers[p->layer];
     const qs_kernels *k = p->m->kernels;
-    const qsae_ctx *c = p->s->rows[row].ctx;
-    size_t hd = (size_t)i->head_dim, hd16 = qs_up16(hd), rep = (size_t)(i->n_heads / i->n_kv_heads);
-    size_t n = (size_t)p->s->rows[row].pos + 1, head = (size_t)p->layer * (size_t)i->n_kv_heads + h;
-    const float *q = p->s->q + row * y->q.np + h * rep * hd;
-    const float *keys = c->keys + head * hd * c->ctx16, *values = c->values + head * hd16 * c->ctx16;
-    qs_att a = {rep, scratch, NULL, NULL, NULL, NULL};
-    a.acc = a.s + rep * QS_ATT_TILE;
-    a.part = a.acc + rep * hd16;
-    a.max = a.part + rep * hd16;
-    a.sum = a.max + rep;
-    float scale = 1.0f / sqrtf((float)hd);
-    for (size_t at = 0; at < n; at += QS_ATT_TILE) {
-        size_t len = qs_min(n - at, QS_ATT_TILE);
-        k->mm[QSAE_TYPE_F32](keys + at * hd, hd * 64, qs_up16(len) / 16, hd, q, hd, rep, a.s, QS_ATT_TILE);
-        qs_att_join(k, &a, len, scale, values + at * 16, c->ctx16 * 64, hd16, at == 0);
+    const qsae_ctx *c = p->s->rows[first].ctx;
+    size_t head = (size_t)p->layer * (size_t)i->n_kv_heads + h, pos = (size_t)p->s->rows[first].pos, ws;
+    qs_att a;
+    memset(&a, 0, sizeof a);
+    a.rep = (size_t)(i->n_heads / i->n_kv_heads);
+    a.n = n;
+    a.hd = (size_t)i->head_dim;
+    a.hd16 = qs_up16(a.hd);
+    qs_att_lay(&a, scratch, p->s->att_rows * a.rep);
+    const float *q = p->s->q + first * y->q.np + h * a.rep * a.hd, *keys, *values;
+    for (size_t r = 0; n > 1 && r < n; r++)
+        memcpy(a.own_q + r * a.rep * a.hd, q + r * y->q.np, a.rep * a.hd * sizeof *q);
+    a.q = n > 1 ? a.own_q : q;
+    float scale = 1.0f / sqrtf((float)a.hd);
+    for (size_t at = 0; at < pos + n; at += QS_ATT_TILE) {
+        size_t end = qs_min(pos + n - at, QS_ATT_TILE), r0 = at > pos ? at - pos : 0; /* r0: the first that sees it */
+        size_t q0 = r0 * a.rep, n_q = (n - r0) * a.rep;
+        qs_att_tile(c, k, &a, head, at, end, &keys, &values, &ws);
+        k->mm[QSAE_TYPE_F32](keys, a.hd * 64, qs_up16(end) / 16, a.hd, a.q + q0 * a.hd, a.hd, n_q,
+                             a.s + q0 * QS_ATT_TILE, QS_ATT_TILE);
+        for (size_t j = q0; j < q0 + n_q; j++)
+            qs_att_soften(k, &a, j, qs_min(pos + j / a.rep + 1 - at, end), end, scale, at == 0);
+        k->mm[QSAE_TYPE_F32](values, ws, a.hd16 / 16, end, a.s + q0 * QS_ATT_TILE, QS_ATT_TILE, n_q,
+                             a.part + q0 * a.hd16, a.hd16);
+        for (size_t j = q0; j < q0 + n_q; j++) qs_att_join(&a, j, at == 0);
     }
-    float *z = p->s->z + row * y->o.kp + h * rep * hd;
-    for (size_t r = 0; r < rep; r++)
-        for (size_t d = 0; d < hd; d++) z[r * hd + d] = a.acc[r * hd16 + d] / a.sum[r];
+    for (size_t j = 0; j < n * a.rep; j++) {
+        float *z = p->s->z + (first + j / a.rep) * y->o.kp + (h * a.rep + j % a.rep) * a.hd;
+        for (size_t d = 0; d < a.hd; d++) z[d] = a.acc[j * a.hd16 + d] / a.sum[j];
+    }
 }
 
+/* Units: kv head by kv head, all blocks of rows. */
 static void qs_attend_task(void *arg, size_t lo, size_t hi, size_t thread)
 {
     const qs_pass *p = arg;
-    size_t n_kv = (size_t)p->m->info.n_kv_heads;
-    for (size_t u = lo; u < hi; u++)
-        qs_attend(p, u / n_kv, u % n_kv, p->s->att + thread * p->s->att_size);
+    float *scratch = p->s->att + thread * p->s->att_size;
+    for (size_t u = lo; u < hi; u++) {
+        const qs_block *b = &p->s->blocks[u % p->n_blocks];
+        size_t together = 1;
+        while (together < b->n && p->s->finite[b->first + together]) together++;
+        if (together < b->n) together = 1; /* what one row sees must not reach another */
+        for (size_t r = 0; r < b->n; r += together) qs_attend(p, b->first + r, together, u / p->n_blocks, scratch);
+    }
 }
 
-static void qs_attention(const qs_pass *p)
+/* Cuts the rows into blocks: as many rows as go together, but enough blocks for all threads. */
+static void qs_make_blocks(qs_pass *p)
+{
+    size_t most = p->s->att_rows, n_kv = (size_t)p->m->info.n_kv_heads;
+    while (most > 1 && (p->n + most - 1) / most * n_kv < 4 * (size_t)p->n_threads) most = (most + 1) / 2;
+    p->n_blocks = 0;
+    for (size_t r = 0; r < p->n; r++) {
+        qs_block *b = &p->s->blocks[p->n_blocks];
+        if (r && p->s->rows[r].ctx == p->s->rows[r - 1].ctx && b[-1].n < most) {
+            b[-1].n++;
+            continue;
+        }
+        b->first = r;
+        b->n = 1;
+        p->n_blocks++;
+    }
+}
+
+static void qs_attention_job(const qs_pass *p, qs_job *job)
 {
     const qsae_model_info *i = &p->m->info;
     size_t pos = 0;
     for (size_t r = 0; r < p->n; r++)
         if ((size_t)p->s->rows[r].pos > pos) pos = (size_t)p->s->rows[r].pos;
-    size_t cost = 2 * (pos + 1) * (size_t)i->head_dim * (size_t)(i->n_heads / i->n_kv_heads);
-    qs_parallel(p->n_threads, p->n * (size_t)i->n_kv_heads, cost, qs_attend_task, (void *)(uintptr_t)p);
+    job->task = qs_attend_task;
+    job->units = p->n_blocks * (size_t)i->n_kv_heads;
+    job->cost = 2 * (pos + 1) * (size_t)i->head_dim * (size_t)(i->n_heads / i->n_kv_heads) * p->n / p->n_blocks;
 }
 
 /* ---- MLP: gate and up of the same outputs on one thread, so that silu(gate) * up follows at once ---- */
@@ -7116,14 +7610,10 @@ static void qs_gate_up_task(void *arg, size_t lo, size_t hi, size_t thread)
     const qs_layer *y = &p->m->layers[p->layer];
     const qs_kernels *k = p->m->kernels;
     (void)thread;
-    const qs_mat *w[2] = {&y->gate, &y->up};
-    size_t blocks = y->gate.np / 16, grain = qs_grain(p, blocks);
-    lo *= grain;
-    hi = qs_min(hi * grain, blocks);
-    float *to[2] = {p->s->gate, p->s->up};
-    for (int i = 0; i < 2; i++) qs_mat_mul(k, w[i], lo, hi, p->s->xn, p->s->packed, p->n, to[i]);
+    qs_mat_mul(k, &y->gate, lo, hi, p->s->xn, p->s->packed, p->n, p->s->gate);
+    qs_mat_mul(k, &y->up, lo, hi, p->s->xn, p->s->packed, p->n, p->s->up);
     for (size_t r = 0; r < p->n; r++)
-        k->silu_mul(to[0] + r * y->gate.np + 16 * lo, to[1] + r * y->up.np + 16 * lo, 16 * (hi - lo));
+        k->silu_mul(p->s->gate + r * y->gate.np + 16 * lo, p->s->up + r * y->up.np + 16 * lo, 16 * (hi - lo));
 }
 
 /* ---- sites ---- */
@@ -7141,14 +7631,13 @@ static void qs_capture_rows(qsae_ctx *c, uint32_t site, int32_t layer, size_t in
 
 /* Rows first..first+n of the pass, all of one context: edits, hook, capture. */
 static qsae_status qs_site_of_ctx(const qs_pass *p, qsae_site site, size_t first, size_t n, float *h,
-                                  size_t width, size_t ld)
+                                  size_t width, size_t ld, int n_threads)
 {
     const qs_row *row = &p->s->rows[first];
     qsae_ctx *c = row->ctx;
     if (!(c->site_mask[p->layer] >> site & 1)) return QSAE_OK;
     if (c->edits) {
-        qsae_status st =
-            qs_apply_edits(c, site, p->layer, row->pos, h, n, width, ld, p->n_threads, p->err);
+        qsae_status st = qs_apply_edits(c, site, p->layer, row->pos, h, n, width, ld, n_threads, p->err);
         if (st) return st;
     }
     if (qs_hook_wants(&c->hook, site, p->layer)) {
@@ -7162,80 +7651,146 @@ static qsae_status qs_site_of_ctx(const qs_pass *p, qsae_site site, size_t first
 }
 
 /* h [n, width up to 16]: the rows of a site, in pass order */
-static qsae_status qs_site(const qs_pass *p, qsae_site site, float *h)
+static qsae_status qs_site(const qs_pass *p, qsae_site site, float *h, int n_threads)
 {
     size_t width = qsae_site_width(p->m, site), ld = qs_up16(width);
     for (size_t i = 0, end; i < p->n; i = end) {
         for (end = i + 1; end < p->n && p->s->rows[end].ctx == p->s->rows[i].ctx; end++) {}
-        qsae_status st = qs_site_of_ctx(p, site, i, end - i, h + i * ld, width, ld);
+        qsae_status st = qs_site_of_ctx(p, site, i, end - i, h + i * ld, width, ld, n_threads);
         if (st) return st;
     }
     return QSAE_OK;
 }
 
-/* ---- the block, and the pass ---- */
-
-static qsae_status qs_block_attention(qs_pass *p)
+/* 0: nobody looks at the site in this layer; 1: somebody; 2: outside of the team */
+static int qs_site_watched(const qs_pass *p, qsae_site site)
 {
-    const qs_layer *y = &p->m->layers[p->layer];
-    qs_scratch *s = p->s;
-    qsae_status st = qs_site(p, QSAE_RESID_PRE, s->x);
-    if (st) return st;
-    qs_norm_rows(p, y->attn_norm);
-    const qs_product qkv[3] = {{&y->q, s->q}, {&y->k, s->k}, {&y->v, s->v}};
-    qs_products(p, qkv, 3, s->xn, p->n);
-    qs_parallel(p->n_threads, p->n, 8 * (y->q.n + y->k.n), qs_rope_task, p);
-    qs_attention(p);
-    if ((st = qs_site(p, QSAE_ATTN_Z, s->z)) != QSAE_OK) return st;
-    const qs_product o = {&y->o, s->out};
-    qs_products(p, &o, 1, s->z, p->n);
-    if ((st = qs_site(p, QSAE_ATTN_OUT, s->out)) != QSAE_OK) return st;
-    qs_add_rows(p, s->out);
-    return qs_site(p, QSAE_RESID_MID, s->x);
-}
-
-static qsae_status qs_block_mlp(qs_pass *p)
-{
-    const qs_layer *y = &p->m->layers[p->layer];
-    qs_scratch *s = p->s;
-    qs_norm_rows(p, y->mlp_norm);
-    qsae_status st = qs_site(p, QSAE_MLP_INPUT, s->xn);
-    if (st) return st;
-    size_t blocks = y->gate.np / 16, grain = qs_grain(p, blocks);
-    qs_pack_rows(p, s->xn, p->n, y->gate.kp);
-    qs_parallel(p->n_threads, (blocks + grain - 1) / grain, 32 * y->gate.kp * p->n * grain, qs_gate_up_task, p);
-    const qs_product down = {&y->down, s->out};
-    qs_products(p, &down, 1, s->gate, p->n);
-    if ((st = qs_site(p, QSAE_MLP_OUT, s->out)) != QSAE_OK) return st;
-    qs_add_rows(p, s->out);
-    return qs_site(p, QSAE_RESID_POST, s->x);
-}
-
-/* Token rows into x; sines and cosines of their positions: the angle is rounded to float32 first, as the
- * reference does. */
-static void qs_embed_rows(const qs_pass *p)
-{
-    const qs_mat *e = &p->m->embed;
-    size_t half = (size_t)p->m->info.head_dim / 2;
+    unsigned any = 0, apart = 0;
     for (size_t r = 0; r < p->n; r++) {
-        const qs_row *row = &p->s->rows[r];
-        for (size_t k = 0; k < e->k; k++) p->s->x[r * e->kp + k] = qs_mat_at(e, (size_t)row->token, k);
-        for (size_t i = 0; i < half; i++) {
-            double s, c;
-            float angle = (float)row->pos * p->m->rope[i];
-            qs_sincos(angle, &s, &c);
-            p->s->sin[r * half + i] = (float)s;
-            p->s->cos[r * half + i] = (float)c;
-        }
+        any |= p->s->rows[r].ctx->site_mask[p->layer];
+        apart |= p->s->rows[r].ctx->apart_mask[p->layer];
+    }
+    return apart >> site & 1 ? 2 : (int)(any >> site & 1);
+}
+
+/* ---- the block ---- */
+
+/* The steps of a layer. The first are sites, by their numbers. */
+enum {
+    QS_NORM_ATTN = QSAE_SITE_COUNT, /* from here on: of a row */
+    QS_NORM_MLP,
+    QS_PACK_XN,
+    QS_ROPE,
+    QS_PACK_Z,
+    QS_PACK_GATE,
+    QS_ADD,
+    QS_EMBED,
+    QS_QKV, /* from here on: jobs */
+    QS_ATTEND,
+    QS_O,
+    QS_GATE_UP,
+    QS_DOWN
+};
+
+static const uint8_t QS_STEPS[] = {
+    QSAE_RESID_PRE, QS_NORM_ATTN, QS_PACK_XN, QS_QKV, QS_ROPE, QS_ATTEND,
+    QSAE_ATTN_Z,    QS_PACK_Z,    QS_O,
+    QSAE_ATTN_OUT,  QS_ADD,
+    QSAE_RESID_MID, QS_NORM_MLP,
+    QSAE_MLP_INPUT, QS_PACK_XN,   QS_GATE_UP, QS_PACK_GATE, QS_DOWN,
+    QSAE_MLP_OUT,   QS_ADD,
+    QSAE_RESID_POST,
+};
+
+static void qs_row_step(const qs_pass *p, unsigned step, size_t r)
+{
+    const qs_layer *y = &p->m->layers[p->layer];
+    qs_scratch *s = p->s;
+    switch (step) {
+    case QS_NORM_ATTN: qs_norm_row(p, y->attn_norm, r); break;
+    case QS_NORM_MLP: qs_norm_row(p, y->mlp_norm, r); break;
+    case QS_PACK_XN: qs_pack_row(p, s->xn, y->gate.kp, p->n, r); break;
+    case QS_ROPE: qs_rope_row(p, r); break;
+    case QS_PACK_Z: qs_pack_row(p, s->z, y->o.kp, p->n, r); break;
+    case QS_PACK_GATE: qs_pack_row(p, s->gate, y->down.kp, p->n, r); break;
+    case QS_ADD: qs_add_row(p, r); break;
+    default: qs_embed_row(p, r); break;
     }
 }
 
-/* The capture of logits in this context, or NULL. */
-static float *qs_logit_rows(const qsae_ctx *c)
+static void qs_row_task(void *arg, size_t lo, size_t hi, size_t thread)
 {
+    const qs_pass *p = arg;
+    (void)thread;
+    for (size_t r = lo; r < hi; r++)
+        for (size_t i = 0; i < p->n_run_steps; i++) qs_row_step(p, p->run_steps[i], r);
+}
+
+/* The job of the steps gathered, if there are any. */
+static int qs_row_job(qs_pass *p, qs_job *job)
+{
+    if (!p->n_row_steps) return 0;
+    memcpy(p->run_steps, p->row_steps, sizeof p->run_steps);
+    p->n_run_steps = p->n_row_steps;
+    p->n_row_steps = 0;
+    job->task = qs_row_task;
+    job->units = p->n;
+    job->cost = 4 * (size_t)p->m->info.d_model * p->n_run_steps;
+    return 1;
+}
+
+/* The job of a step that needs all rows. */
+static void qs_whole_job(qs_pass *p, unsigned step, qs_job *job)
+{
+    const qs_layer *y = &p->m->layers[p->layer];
+    qs_scratch *s = p->s;
+    p->n_list = 0;
+    switch (step) {
+    case QS_QKV:
+        qs_add_product(p, &y->q, s->q);
+        qs_add_product(p, &y->k, s->k);
+        qs_add_product(p, &y->v, s->v);
+        qs_product_job(p, s->xn, p->n, job);
+        break;
+    case QS_ATTEND: qs_attention_job(p, job); break;
+    case QS_O:
+        qs_add_product(p, &y->o, s->out);
+        qs_product_job(p, s->z, p->n, job);
+        break;
+    case QS_GATE_UP:
+        job->task = qs_gate_up_task;
+        job->units = y->gate.np / 16;
+        job->cost = 32 * y->gate.kp * p->n;
+        job->grain = QS_GRAIN;
+        break;
+    default:
+        qs_add_product(p, &y->down, s->out);
+        qs_product_job(p, s->gate, p->n, job);
+        break;
+    }
+}
+
+/* The rows of a site */
+static float *qs_site_rows(const qs_pass *p, unsigned site)
+{
+    switch (site) {
+    case QSAE_ATTN_Z: return p->s->z;
+    case QSAE_MLP_INPUT: return p->s->xn;
+    case QSAE_ATTN_OUT:
+    case QSAE_MLP_OUT: return p->s->out;
+    default: return p->s->x;
+    }
+}
+
+/* ---- the head: final norm and logits, for rows that somebody wants them of: an eval's last, or all under a capture */
+
+static int qs_wants_logits(const qs_row *row)
+{
+    const qsae_ctx *c = row->ctx;
+    if (row->index + 1 == c->ev_n) return 1;
     for (size_t i = 0; c->captures && i < c->captures->n; i++)
-        if (c->captures->list[i].site == QSAE_LOGITS) return c->captures->list[i].rows;
-    return NULL;
+        if (c->captures->list[i].site == QSAE_LOGITS) return 1;
+    return 0;
 }
 
 static void qs_put_logits(const qs_row *row, const float *y, size_t vocab)
@@ -7247,39 +7802,78 @@ static void qs_put_logits(const qs_row *row, const float *y, size_t vocab)
     if (row->index + 1 == c->ev_n) memcpy(c->logits, y, vocab * sizeof *y);
 }
 
-/* Final norm and output head, for rows whose logits somebody wants: an eval's last, or all under a capture. */
-static void qs_head(const qs_pass *p)
+/* Hands out the logits that are there and begins with the next rows; 0: there are none. */
+static int qs_head_job(qs_pass *p, qs_job *job)
 {
     const qsae_model *m = p->m;
-    size_t d = (size_t)m->info.d_model, ld = qs_up16(d), n = 0;
-    size_t of[QS_HEAD_ROWS];
-    for (size_t r = 0; r < p->n; r++) {
-        const qs_row *row = &p->s->rows[r];
-        if (row->index + 1 == row->ctx->ev_n || qs_logit_rows(row->ctx)) {
-            qs_rms_norm(p->s->x + r * ld, m->final_norm, d, m->info.rms_eps, p->s->head_x + n * ld);
-            of[n++] = r;
-        }
-        if (n == QS_HEAD_ROWS || (n && r + 1 == p->n)) {
-            const qs_product head = {&m->head, p->s->head_y};
-            qs_products(p, &head, 1, p->s->head_x, n);
-            for (size_t i = 0; i < n; i++)
-                qs_put_logits(&p->s->rows[of[i]], p->s->head_y + i * m->head.np, (size_t)m->info.vocab_size);
-            n = 0;
-        }
+    qs_scratch *s = p->s;
+    size_t d = (size_t)m->info.d_model, ld = qs_up16(d);
+    for (size_t i = 0; i < p->n_head; i++)
+        qs_put_logits(&s->rows[p->of[i]], s->head_y + i * m->head.np, (size_t)m->info.vocab_size);
+    p->n_head = 0;
+    for (; p->head_next < p->n && p->n_head < QS_HEAD_ROWS; p->head_next++) {
+        if (!qs_wants_logits(&s->rows[p->head_next])) continue;
+        qs_rms_norm(s->x + p->head_next * ld, m->final_norm, d, m->info.rms_eps, s->head_x + p->n_head * ld);
+        p->of[p->n_head++] = p->head_next;
     }
+    if (!p->n_head) return 0;
+    for (size_t i = 0; i < p->n_head; i++) qs_pack_row(p, s->head_x, ld, p->n_head, i);
+    p->n_list = 0;
+    qs_add_product(p, &m->head, s->head_y);
+    qs_product_job(p, s->head_x, p->n_head, job);
+    return 1;
+}
+
+/* ---- the pass ---- */
+
+/* The site that is the present step. n_threads: 1 inside of a team */
+static void qs_do_site(qs_pass *p, int n_threads)
+{
+    unsigned site = QS_STEPS[p->step];
+    p->status = qs_site(p, (qsae_site)site, qs_site_rows(p, site), n_threads);
+}
+
+/* A qs_next. Ends also where a site must be looked at outside of the team: qs_run_pass does that and comes back. */
+static int qs_pass_next(void *state, qs_job *job)
+{
+    qs_pass *p = state;
+    memset(job, 0, sizeof *job);
+    job->arg = p;
+    while (p->layer < p->m->info.n_layers && p->status == QSAE_OK) {
+        unsigned step = QS_STEPS[p->step];
+        if (step < QSAE_SITE_COUNT) {
+            int watched = qs_site_watched(p, (qsae_site)step);
+            if (watched && qs_row_job(p, job)) return 1;
+            if (watched == 2) return 0;
+            if (watched) qs_do_site(p, 1);
+        } else if (step < QS_QKV) {
+            p->row_steps[p->n_row_steps++] = (uint8_t)step;
+        } else {
+            if (qs_row_job(p, job)) return 1;
+            qs_whole_job(p, step, job);
+        }
+        if (++p->step == sizeof QS_STEPS) p->step = 0, p->layer++; /* QS_ADD may wait: it is alike in all layers */
+        if (job->units) return 1;
+    }
+    return p->status == QSAE_OK && (qs_row_job(p, job) || qs_head_job(p, job));
 }
 
 static qsae_status qs_run_pass(qs_pass *p)
 {
-    qs_embed_rows(p);
-    for (p->layer = 0; p->layer < p->m->info.n_layers; p->layer++) {
-        qsae_status st = qs_block_attention(p);
-        if (st || (st = qs_block_mlp(p)) != QSAE_OK) return st;
+    p->layer = 0;
+    p->step = 0;
+    p->row_steps[0] = QS_EMBED;
+    p->n_row_steps = 1;
+    p->n_head = p->head_next = 0;
+    qs_make_blocks(p);
+    for (;;) {
+        qs_team_run(p->n_threads, qs_pass_next, p);
+        if (p->status || p->layer == p->m->info.n_layers) return p->status;
+        qs_do_site(p, p->n_threads);
+        p->step = (p->step + 1) % sizeof QS_STEPS;
+        p->layer += p->step == 0;
     }
-    qs_head(p);
-    return QSAE_OK;
 }
-
 /* ---- eval ---- */
 
 static qsae_status qs_check_batch(const qsae_batch *b, size_t n, size_t i, qsae_error *err)
@@ -7340,7 +7934,12 @@ qsae_status qsae_eval_many(const qsae_batch *batch, size_t n, qsae_error *err)
         if (batch[i].n) c->has_logits = 0;
         c->busy = 1;
     }
-    qs_pass p = {host->model, &host->scratch, 0, host->n_threads, 0, err};
+    qs_pass p;
+    memset(&p, 0, sizeof p);
+    p.m = host->model;
+    p.s = &host->scratch;
+    p.n_threads = host->n_threads;
+    p.err = err;
     qs_fp_state fp = qs_fp_enter();
     while (!st && (p.n = qs_fill_pass(batch, n, host, host->scratch.rows)) != 0) st = qs_run_pass(&p);
     qs_fp_leave(fp);

@@ -122,7 +122,7 @@ typedef struct qsae_allocator {
 typedef enum qsae_isa {
     QSAE_ISA_AUTO = 0, /* the widest that this build and this machine have */
     QSAE_ISA_SCALAR,   /* portable C: the reference that the others are tested against */
-    QSAE_ISA_AVX2,     /* AVX2 and FMA */
+    QSAE_ISA_AVX2,     /* AVX2, FMA and F16C */
     QSAE_ISA_AVX512,   /* AVX-512 F */
     QSAE_ISA_AVX512_VNNI, /* also BW and VNNI, for integer weights */
     QSAE_ISA_NEON,     /* aarch64 */
@@ -497,24 +497,38 @@ typedef struct qsae_hook {
 /* ---------------------------------------------------------------------------------------------------
  * 9 Context */
 
+/* How the KV cache holds keys and values. All arithmetic is float32: a 16-bit cache rounds them once, to nearest
+ * even, on the way in. Each type has bits of its own, the same everywhere. */
+typedef enum qsae_kv_type {
+    QSAE_KV_F32 = 0,
+    QSAE_KV_F16,  /* half the memory; 11 significant bits, what is beyond 65504 becomes infinite */
+    QSAE_KV_BF16, /* half the memory; 8 significant bits, float32's range */
+    QSAE_KV_COUNT
+} qsae_kv_type;
+
+/* "f32", "f16", "bf16"; NULL if not a type. */
+QSAE_API const char *qsae_kv_name(qsae_kv_type type);
+
 typedef struct qsae_ctx_options {
     int32_t n_ctx;     /* positions of the KV cache, at most 2^20; 0: min(max_positions, 4096) */
     int32_t n_batch;   /* tokens computed together, at most 65536; 0: 64. Changes speed and memory, never a bit */
     int32_t n_threads; /* at most 1024; 0: 1; used only with OpenMP */
     qsae_allocator allocator;
+    qsae_kv_type kv_type;
 } qsae_ctx_options;
 
-/* Bytes of the one block that qsae_ctx_create will ask for; 0 if the options are not valid. */
+/* Bytes of the one block that qsae_ctx_create will ask for; 0 if the options are not valid. The KV cache is
+ * 2 * n_layers * n_kv_heads * head_dim * n_ctx numbers of it (head_dim and n_ctx up to a multiple of 16). */
 QSAE_API size_t qsae_ctx_size(const qsae_model *model, const qsae_ctx_options *options);
 
-/* A new, empty timeline; the model is borrowed. Returns OK, ARG, LIMIT, NOMEM, STATE (no weights). Allocates: one block,
- * written once so that memory that is not there shows now and not in eval. */
+/* A new, empty timeline; the model is borrowed. Returns OK, ARG, LIMIT, NOMEM, STATE (no weights). Allocates: one block.
+ * Its KV cache is first written when positions are: a system that gives memory on first use gives it then. */
 QSAE_API qsae_status qsae_ctx_create(const qsae_model *model, const qsae_ctx_options *options,
                                      qsae_ctx **out, qsae_error *err);
 QSAE_API void qsae_ctx_destroy(qsae_ctx *ctx); /* NULL is a no-op */
 
 /* Makes dst's timeline (tokens, KV cache, position, last logits) a copy of src's. Lists and hook are not
- * copied. Both on one model; dst's n_ctx must hold src's position, else MISMATCH. */
+ * copied. Both on one model and with one type of KV cache; dst's n_ctx must hold src's position, else MISMATCH. */
 QSAE_API qsae_status qsae_ctx_copy(qsae_ctx *dst, const qsae_ctx *src, qsae_error *err);
 
 /* Forgets everything from position pos on. ARG if pos is negative or beyond the present position. The

@@ -6,6 +6,8 @@
 #include "test.h"
 #include "tiny.h"
 
+#include <math.h>
+
 /* more than two attention tiles in the second shape; the others are short to be quick under emulation */
 static int N_TOKENS, N_CTX;
 enum { MAX_TOKENS = 300 };
@@ -48,12 +50,12 @@ static size_t run_floats(const qsae_model *m, const tiny_shape *s)
 
 /* Evaluates in calls of `call` tokens with n_batch and n_threads, capturing everything. */
 static run run_model(const qsae_model *m, const tiny_shape *s, const int32_t *ids, int call, int n_batch,
-                     int n_threads)
+                     int n_threads, qsae_kv_type kv)
 {
     qsae_error e;
     run r = {NULL, run_floats(m, s)};
     r.rows = calloc(r.n, sizeof(float));
-    qsae_ctx_options o = {N_CTX, n_batch, n_threads, {NULL, NULL, NULL}};
+    qsae_ctx_options o = {N_CTX, n_batch, n_threads, {NULL, NULL, NULL}, kv};
     qsae_ctx *c = NULL;
     qsae_capture caps[200];
     CHECK(qsae_ctx_create(m, &o, &c, &e) == QSAE_OK);
@@ -82,7 +84,8 @@ static void check_many(const qsae_model *m, const tiny_shape *s, const int32_t *
     for (int place = 0; place < N; place += 3) {
         memset(r.rows, 0, r.n * sizeof(float));
         for (int i = 0; i < N; i++) {
-            qsae_ctx_options o = {N_CTX, 1 + 5 * i, 1 + i % 3, {NULL, NULL, NULL}};
+            qsae_kv_type kv = i == place ? QSAE_KV_F32 : (qsae_kv_type)(i % QSAE_KV_COUNT);
+            qsae_ctx_options o = {N_CTX, 1 + 5 * i, 1 + i % 3, {NULL, NULL, NULL}, kv};
             CHECK(qsae_ctx_create(m, &o, &c[i], &e) == QSAE_OK);
             fill_tokens(other[i], s->vocab_size, 100 + (uint64_t)i);
             b[i].ctx = c[i];
@@ -106,7 +109,7 @@ static void check_many(const qsae_model *m, const tiny_shape *s, const int32_t *
 static void check_copy_rewind(const qsae_model *m, const tiny_shape *s, const int32_t *ids, run want)
 {
     qsae_error e;
-    qsae_ctx_options small = {N_CTX, 16, 1, {NULL, NULL, NULL}}, large = {3 * N_CTX + 1, 7, 1, {NULL, NULL, NULL}};
+    qsae_ctx_options small = {N_CTX, 16, 1, {NULL, NULL, NULL}, QSAE_KV_F32}, large = {3 * N_CTX + 1, 7, 1, {NULL, NULL, NULL}, QSAE_KV_F32};
     qsae_ctx *a = NULL, *b = NULL;
     int32_t noise[20];
     const float *last = want.rows; /* find the last logits row: logits follow layer 0's sites */
@@ -142,13 +145,72 @@ static uint64_t run_hash(run r)
     return qsae_hash_end(&h);
 }
 
-static void check_shape(const tiny_shape *s, uint64_t golden)
+/* Largest difference of two runs, and the largest value of the first. */
+static double distance(run a, run b, double *largest)
+{
+    double d = 0;
+    *largest = 0;
+    for (size_t i = 0; i < a.n; i++) {
+        d = fmax(d, fabs((double)a.rows[i] - (double)b.rows[i]));
+        *largest = fmax(*largest, fabs((double)a.rows[i]));
+    }
+    return d;
+}
+
+/* A 16-bit cache: its own bits, the same for every instruction set, split and number of threads; close to f32's
+ * as far as the rounding lets it be. */
+static void check_narrow(const qsae_model *const *models, const tiny_shape *s, const int32_t *ids, run f32,
+                         qsae_kv_type kv, uint64_t golden)
+{
+    static const int how[][3] = {{1, 1, 1}, {300, 64, 2}, {300, 999, 3}, {7, 3, 8}};
+    run want = {NULL, 0};
+    for (int isa = QSAE_ISA_SCALAR; isa < QSAE_ISA_COUNT; isa++)
+        for (size_t i = 0; models[isa] && i < sizeof how / sizeof *how; i++) {
+            run r = run_model(models[isa], s, ids, how[i][0], how[i][1], how[i][2], kv);
+            if (!want.rows) {
+                want = r;
+                continue;
+            }
+            CHECK(same(r, want));
+            free(r.rows);
+        }
+    double largest, d = distance(f32, want, &largest);
+    CHECK(d > 0 && d < largest * (kv == QSAE_KV_F16 ? 0.01 : 0.08));
+    if (!CHECK(run_hash(want) == golden))
+        printf("checksum of d_model %u, KV %s: 0x%016llx (distance %g of %g)\n", s->d_model, qsae_kv_name(kv),
+               (unsigned long long)run_hash(want), d, largest);
+    free(want.rows);
+}
+
+/* Another type cannot be copied into; both need half of f32's memory for keys and values. */
+static void check_kv_api(const qsae_model *m)
+{
+    qsae_error e;
+    qsae_ctx *a = NULL, *b = NULL;
+    qsae_ctx_options o = {1024, 1, 1, {NULL, NULL, NULL}, QSAE_KV_F16};
+    size_t f16 = qsae_ctx_size(m, &o), f32;
+    CHECK(qsae_ctx_create(m, &o, &a, &e) == QSAE_OK);
+    o.kv_type = QSAE_KV_BF16;
+    CHECK(qsae_ctx_size(m, &o) == f16 && qsae_ctx_create(m, &o, &b, &e) == QSAE_OK);
+    CHECK(qsae_ctx_copy(b, a, &e) == QSAE_E_MISMATCH && strstr(e.text, "f16") && strstr(e.text, "bf16"));
+    qsae_model_info i;
+    qsae_model_get_info(m, &i);
+    size_t numbers = 1024 * (size_t)i.n_layers * (size_t)i.n_kv_heads * (size_t)(i.head_dim + (i.head_dim + 15) / 16 * 16);
+    o.kv_type = QSAE_KV_F32;
+    f32 = qsae_ctx_size(m, &o);
+    CHECK(f32 - f16 >= 2 * numbers - 256 && f32 - f16 <= 2 * numbers + 256); /* each array ends at a multiple of 64 */
+    qsae_ctx_destroy(a);
+    qsae_ctx_destroy(b);
+}
+
+static void check_shape(const tiny_shape *s, uint64_t golden, const uint64_t *narrow)
 {
     qsae_error e;
     size_t size;
     uint8_t *image = tiny_model(s, 7, &size);
     int32_t ids[MAX_TOKENS];
     run want = {NULL, 0};
+    qsae_model *models[QSAE_ISA_COUNT] = {NULL};
     fill_tokens(ids, s->vocab_size, 3);
     for (int isa = QSAE_ISA_SCALAR; isa < QSAE_ISA_COUNT; isa++) {
         if (!qsae_isa_available((qsae_isa)isa)) continue;
@@ -161,7 +223,7 @@ static void check_shape(const tiny_shape *s, uint64_t golden)
         const int how[][3] = {{1, 1, 1},  {N_TOKENS, 999, 1}, {N_TOKENS, 64, 2}, {N_TOKENS, 16, 3},
                               {3, 96, 8}, {16, 16, 2},        {N_TOKENS, 3, 1},  {64, 1, 3}};
         for (size_t i = 0; i < sizeof how / sizeof *how; i++) {
-            run r = run_model(m, s, ids, how[i][0], how[i][1], how[i][2]);
+            run r = run_model(m, s, ids, how[i][0], how[i][1], how[i][2], QSAE_KV_F32);
             if (!want.rows) {
                 want = r;
                 if (!CHECK(run_hash(want) == golden))
@@ -174,8 +236,12 @@ static void check_shape(const tiny_shape *s, uint64_t golden)
         }
         check_many(m, s, ids, want);
         check_copy_rewind(m, s, ids, want);
-        qsae_model_close(m);
+        models[isa] = m;
     }
+    for (int kv = QSAE_KV_F16; narrow[0] && kv < QSAE_KV_COUNT; kv++)
+        check_narrow((const qsae_model *const *)models, s, ids, want, (qsae_kv_type)kv, narrow[kv - 1]);
+    check_kv_api(models[QSAE_ISA_SCALAR]);
+    for (int isa = 0; isa < QSAE_ISA_COUNT; isa++) qsae_model_close(models[isa]);
     free(want.rows);
     free(image);
 }
@@ -186,22 +252,22 @@ int main(void)
     static const struct {
         tiny_shape shape;
         int n_tokens;
-        uint64_t golden;
+        uint64_t golden, narrow[2]; /* f32; f16 and bf16 caches, 0: not looked at */
     } list[] = {
-        {{2, 24, 4, 2, 10, 50, 101, 0, 0}, 75, 0x240b8ad66739a526u},
-        {{1, 12, 2, 1, 6, 20, 40, 1, 0}, 290, 0x1d5d62127d2edf62u},
-        {{2, 33, 6, 1, 8, 300, 64, 1, QSAE_TYPE_BF16}, 75, 0x3044132a8416bcd2u},
-        {{1, 272, 8, 8, 34, 40, 33, 1, 0}, 75, 0xaf44ac3ea192f401u},
-        {{3, 16, 2, 2, 16, 17, 200, 0, QSAE_TYPE_BF16}, 75, 0x125539083fa6a3c7u},
-        {{2, 24, 4, 2, 10, 50, 101, 0, QSAE_TYPE_Q8}, 75, 0x76dc21557eaf30bfu},
-        {{2, 272, 6, 1, 8, 530, 33, 1, QSAE_TYPE_Q8}, 75, 0xafab93e4fcd8284fu},
-        {{2, 272, 4, 2, 10, 50, 101, 0, QSAE_TYPE_Q4}, 75, 0x8939914caeefb21eu},
-        {{2, 33, 6, 1, 8, 530, 64, 1, QSAE_TYPE_Q4}, 75, 0xce9c3fea50e81bf3u},
+        {{2, 24, 4, 2, 10, 50, 101, 0, 0}, 75, 0x240b8ad66739a526u, {0, 0}},
+        {{1, 12, 2, 1, 6, 20, 40, 1, 0}, 290, 0x1d5d62127d2edf62u, {0x1a833a53b8209b3fu, 0xd12e78bab6ede046u}},
+        {{2, 33, 6, 1, 8, 300, 64, 1, QSAE_TYPE_BF16}, 75, 0x3044132a8416bcd2u, {0, 0}},
+        {{1, 272, 8, 8, 34, 40, 33, 1, 0}, 75, 0xaf44ac3ea192f401u, {0x1f00d7e71d6cc319u, 0x0bbff14446a91adau}},
+        {{3, 16, 2, 2, 16, 17, 200, 0, QSAE_TYPE_BF16}, 75, 0x125539083fa6a3c7u, {0x577c7bf9a5f2274au, 0x009e46779ac5562du}},
+        {{2, 24, 4, 2, 10, 50, 101, 0, QSAE_TYPE_Q8}, 75, 0x76dc21557eaf30bfu, {0, 0}},
+        {{2, 272, 6, 1, 8, 530, 33, 1, QSAE_TYPE_Q8}, 75, 0xafab93e4fcd8284fu, {0, 0}},
+        {{2, 272, 4, 2, 10, 50, 101, 0, QSAE_TYPE_Q4}, 75, 0x8939914caeefb21eu, {0, 0}},
+        {{2, 33, 6, 1, 8, 530, 64, 1, QSAE_TYPE_Q4}, 75, 0xce9c3fea50e81bf3u, {0, 0}},
     };
     for (size_t i = 0; i < sizeof list / sizeof *list; i++) {
         N_TOKENS = list[i].n_tokens;
         N_CTX = N_TOKENS + 20;
-        check_shape(&list[i].shape, list[i].golden);
+        check_shape(&list[i].shape, list[i].golden, list[i].narrow);
     }
     return test_done("test_determinism");
 }

@@ -235,28 +235,108 @@ static void test_elementwise(const qs_kernels *q, const char *isa, size_t n, siz
     for (size_t j = off; j < off + n; j++) want[j] = (want[j] / (1.0f + qs_exp(-want[j]))) * b[j];
     q->silu_mul(a + off, b + off, n);
     check(same(a, want, 4200), isa, "silu_mul n off", n, off, 0, 0);
-    float m = n % 3 == 0 ? 0.0f : n % 3 == 1 ? value(0) : b[0];
-    fill_exp(a, 4200);
-    memcpy(want, a, sizeof a);
-    for (size_t j = off; j < off + n; j++) want[j] = qs_exp(want[j] - m);
-    q->exp_sub(a + off, m, n);
-    check(same(a, want, 4200), isa, "exp_sub n off", n, off, 0, 0);
 }
 
-/* every stride-th float through exp_sub (m = 0) in runs of 4096 */
+/* The softmax of a tile: n <= 256 scores */
+static void test_soften(const qs_kernels *q, const char *isa, size_t n)
+{
+    float a[QS_ATT_TILE], want[QS_ATT_TILE], c[16] = {0}, scale = n % 2 ? 0.125f : 1.0f, got_max;
+    float old = n % 3 == 0 ? -INFINITY : n % 3 == 1 ? 30.0f * value(0) : 100.0f, max = old;
+    if (n % 4 == 3) fill_exp(a, QS_ATT_TILE);
+    else
+        for (size_t j = 0; j < QS_ATT_TILE; j++) a[j] = 40.0f * value(0);
+    memcpy(want, a, sizeof a);
+    for (size_t j = 0; j < n; j++) {
+        want[j] = want[j] * scale;
+        if (want[j] > max) max = want[j];
+    }
+    for (size_t j = 0; j < n; j++) {
+        want[j] = qs_exp(want[j] - max);
+        c[j % 16] = c[j % 16] + want[j];
+    }
+    for (size_t s = 8; s > 0; s /= 2)
+        for (size_t j = 0; j < s; j++) c[j] = c[j] + c[j + s];
+    float sum = q->soften(a, n, scale, &got_max, old);
+    check(same(a, want, n) && same(&sum, c, 1) && got_max == max, isa, "soften n", n, 0, 0, 0);
+    check(same(a + qs_up16(n), want + qs_up16(n), QS_ATT_TILE - qs_up16(n)), isa, "soften writes beyond", n, 0, 0, 0);
+}
+
+/* every stride-th float through exp, in runs of 4096: those below 0 by soften, all by silu_mul */
 static void test_exp_sweep(const qs_kernels *q, const char *isa, uint32_t stride)
 {
-    static float a[4096], want[4096];
+    static float a[4096], b[4096], want[4096], one[4096];
     int ok = 1;
+    for (size_t i = 0; i < 4096; i++) one[i] = 1.0f;
     for (uint64_t u = 0; u < (uint64_t)1 << 32; u += (uint64_t)stride * 4096) {
+        float max;
         for (uint32_t i = 0; i < 4096; i++) {
-            a[i] = bits_f32((uint32_t)u + i * stride);
-            want[i] = qs_exp(a[i]);
+            a[i] = b[i] = bits_f32((uint32_t)u + i * stride);
+            want[i] = a[i] / (1.0f + qs_exp(-a[i]));
         }
-        q->exp_sub(a, 0.0f, 4096);
+        q->silu_mul(b, one, 4096);
+        ok &= same(b, want, 4096);
+        if (!(a[0] < 0.0f) || !(a[4095] < 0.0f)) continue;
+        for (uint32_t i = 0; i < 4096; i++) want[i] = qs_exp(a[i]);
+        q->soften(a, 4096, 1.0f, &max, 0.0f);
         ok &= same(a, want, 4096);
     }
-    check(ok, isa, "exp_sub sweep", stride, 0, 0, 0);
+    check(ok, isa, "exp sweep", stride, 0, 0, 0);
+}
+
+/* ---- 16-bit floats ---- */
+
+/* The value of a f16 by its definition. */
+static double f16_value(unsigned h)
+{
+    int e = (int)(h >> 10 & 31), m = (int)(h & 1023);
+    double v = e ? ldexp(1024 + m, e - 25) : ldexp(m, -24);
+    return h >> 15 ? -v : v;
+}
+
+static void test_widen(const qs_kernels *q, const char *isa)
+{
+    static uint16_t h[65536];
+    static float x[65536];
+    int ok = 1;
+    for (uint32_t i = 0; i < 65536; i++) h[i] = (uint16_t)i;
+    q->widen[0](h, 65536, x);
+    for (uint32_t i = 0; i < 65536; i++)
+        if ((i & 0x7C00) != 0x7C00) ok &= (double)x[i] == f16_value(i) && !!signbit(x[i]) == (int)(i >> 15);
+        else if (i & 1023) ok &= x[i] != x[i];
+        else ok &= x[i] == (i >> 15 ? -INFINITY : INFINITY);
+    check(ok, isa, "widen f16", 0, 0, 0, 0);
+    ok = 1;
+    q->widen[1](h, 65536, x);
+    for (uint32_t i = 0; i < 65536; i++) ok &= f32_bits(x[i]) == i << 16 || (x[i] != x[i] && (i & 0x7FFF) > 0x7F80);
+    check(ok, isa, "widen bf16", 0, 0, 0, 0);
+    memset(x, 0x5A, sizeof x);
+    q->widen[0](h, 48, x);
+    q->widen[1](h, 32, x + 100);
+    check(f32_bits(x[48]) == 0x5A5A5A5Au && f32_bits(x[99]) == 0x5A5A5A5Au && f32_bits(x[132]) == 0x5A5A5A5Au, isa,
+          "widen writes beyond", 0, 0, 0, 0);
+}
+
+/* Every pair of neighbours: both stay, what lies between goes to the nearer, the middle to the even one. */
+static void test_narrow(void)
+{
+    int ok16 = 1, okb = 1;
+    for (uint32_t i = 0; i < 0x7C00; i++) {
+        double next = i == 0x7BFF ? 65536.0 : f16_value(i + 1);
+        float v = (float)f16_value(i), middle = (float)((f16_value(i) + next) / 2); /* exact */
+        unsigned even = i & 1 ? i + 1 : i;
+        ok16 &= qs_f32_f16(v) == i && qs_f32_f16(middle) == even && qs_f32_f16(-middle) == (even | 0x8000) &&
+                qs_f32_f16(bits_f32(f32_bits(middle) - 1)) == i && qs_f32_f16(bits_f32(f32_bits(middle) + 1)) == i + 1;
+    }
+    ok16 &= qs_f32_f16(INFINITY) == 0x7C00 && qs_f32_f16(-3e38f) == 0xFC00 && qs_f32_f16(1e-40f) == 0;
+    ok16 &= (qs_f32_f16(NAN) & 0x7FFF) > 0x7C00 && qs_f32_f16(-0.0f) == 0x8000;
+    for (uint32_t i = 0; i < 0x7F80; i++) {
+        uint32_t u = i << 16, even = i + (i & 1);
+        okb &= qs_f32_bf16(bits_f32(u)) == i && qs_f32_bf16(bits_f32(u + 0x8000)) == even &&
+               qs_f32_bf16(bits_f32(u + 0x7FFF)) == i && qs_f32_bf16(bits_f32((u | 0x80000000u) + 0x8001)) == (0x8000u | (i + 1));
+    }
+    okb &= qs_f32_bf16(INFINITY) == 0x7F80 && (qs_f32_bf16(bits_f32(0x7F800001u)) & 0x7FFF) > 0x7F80;
+    check(ok16, "scalar", "f32 to f16", 0, 0, 0, 0);
+    check(okb, "scalar", "f32 to bf16", 0, 0, 0, 0);
 }
 
 /* ---- integer weights ---- */
@@ -431,6 +511,8 @@ static void test_isa(const qs_kernels *q, const char *isa)
         }
     for (size_t n = 0; n < 200; n++) test_elementwise(q, isa, n, n % 5);
     test_elementwise(q, isa, 4099, 3);
+    for (size_t n = 1; n <= QS_ATT_TILE; n++) test_soften(q, isa, n);
+    test_widen(q, isa);
     test_exp_sweep(q, isa, 4999);
     printf("%-7s %ld checks, %ld differences\n", isa, test_passed - count + test_failed - before, test_failed - before);
 }
@@ -484,6 +566,9 @@ static void test_portable(void)
     for (size_t n = 0; n <= 96; n += 16) test_dots(&QS_KERNELS_SCALAR, "scalar", 0, n, 3, 2, n);
     for (size_t n = 0; n <= 96; n += 16) test_axpy(&QS_KERNELS_SCALAR, "scalar", 0, n, 1);
     for (size_t n = 0; n <= 40; n++) test_elementwise(&QS_KERNELS_SCALAR, "scalar", n, 1);
+    for (size_t n = 1; n <= QS_ATT_TILE; n++) test_soften(&QS_KERNELS_SCALAR, "scalar", n);
+    test_widen(&QS_KERNELS_SCALAR, "scalar");
+    test_narrow();
     test_integers(&QS_KERNELS_SCALAR, "scalar");
 }
 

@@ -33,15 +33,25 @@ static const char usage[] =
     "    decode            one token after another, 64 of them. `n`: 1\n"
     "    prefill           prompts of 128, 512 and 2048 tokens. `n`: tokens\n"
     "    eval_many         2, 4 and 8 contexts, a token each at a time. `n`: contexts\n"
+    "    eval_edits        the same for 8, each with an edit of its own in every layer\n"
+    "    sae_all           decode, and an SAE of 32768 features encoding a row of every\n"
+    "                      layer after each token: four SAEs in turn, more than caches\n"
+    "                      hold; rows of variance 1. `n`: SAEs\n"
+    "    sensors           the same with 64 features a layer, each of its own SAE\n"
     "    capture_all       128 tokens, resid_post of every layer captured. `n`: 128\n"
     "    sae_encode        2048 x 16384, 32768, 65536; 1, 8, 128 rows. `n`: rows; with\n"
     "                      the screen, whose `exact` rows are computed\n"
     "    sae_encode_dense  the same without the screen\n"
+    "                    and only if named, as they take long:\n"
+    "    decode_context    decode behind 128, 512, 2048, 8192, 32768 tokens, as far as\n"
+    "                      --context goes (default 2048 here)\n"
+    "    eval_many_batch   1, 2, 4, 8 and 16 contexts, a token each at a time\n"
     "  --seconds S       for each figure, about; default 2. Slow calls are made three\n"
     "                    times, or fewer if that is five times too long\n"
     "  --threads N       1..1024; default all processors\n"
     "  --batch N         tokens computed together in a prefill; default 128\n"
     "  --context N       tokens before those that decode is timed on; default 1\n"
+    "  --kv TYPE         keys and values kept as f32 (default), f16 or bf16\n"
     "  --isa NAME        the library's kernels: auto, scalar, avx2, avx512, avx512vnni,\n"
     "                    neon, neondot\n"
     "  --json            one object; all samples and the limit of each\n"
@@ -77,6 +87,7 @@ static const args_option option_table[] = {
     {"batch", 0, OPT_BATCH, ARGS_VALUE},
     {"context", 0, OPT_CONTEXT, ARGS_VALUE},
     {"isa", 0, OPT_ISA, ARGS_VALUE},
+    {"kv", 0, OPT_KV, ARGS_VALUE},
     {"json", 0, OPT_JSON, 0},
     {NULL, 0, 0, 0},
 };
@@ -136,7 +147,9 @@ static int take_only(bench_command *c, const char *text)
         if (bit < 0)
             return complain(CMD_USAGE,
                             "--only: '%.*s' is none of probe rss open decode prefill"
-                            " eval_many capture_all sae_encode sae_encode_dense",
+                            " eval_many eval_edits sae_all sensors capture_all"
+                            " sae_encode sae_encode_dense decode_context"
+                            " eval_many_batch",
                             (int)(len < 60 ? len : 60), text);
         c->setup.only |= (unsigned)bit;
         if (text[len] == '\0')
@@ -193,6 +206,7 @@ static int parse(bench_command *c, int argc, char **argv, int *help)
                  : cpus > 1024 ? 1024
                                : (int)cpus;
     s->isa = c->in.isa;
+    s->kv = c->in.kv;
     s->progress = isatty(STDERR_FILENO);
     if (!s->type)
         s->type = QSAE_TYPE_Q8;
@@ -270,7 +284,7 @@ static void print_json(const bench_report *r)
         printf(",");
         put_text("shape", b->shape);
         printf(",\"n\":%lld", (long long)b->n);
-        if (b->name == BENCH_DECODE)
+        if (b->context > 0)
             printf(",\"context\":%lld", (long long)b->context);
         printf(",\"value\":%.6g,\"unit\":\"%s\"", b->value, b->unit);
         put_number("limit", b->limit);
@@ -361,8 +375,7 @@ int cmd_bench(int argc, char **argv)
     c.in.text_name = "text";
     c.setup.seconds = 2;
     c.setup.batch = 128;
-    c.setup.context = 1;
-    c.setup.only = (1u << BENCH_COUNT) - 1;
+    c.setup.only = (1u << BENCH_DECODE_CONTEXT) - 1; /* the first of those that take long */
     code = parse(&c, argc, argv, &help);
     if (code == CMD_OK && !help)
         code = bench_run(&c.setup, r);

@@ -24,8 +24,9 @@
 #include <sys/resource.h>
 
 static const char *const names[BENCH_COUNT] = {
-    "rss", "open", "decode", "prefill", "eval_many", "capture_all", "sae_encode",
-    "sae_encode_dense"};
+    "rss",        "open",    "decode",  "prefill",     "eval_many",
+    "eval_edits", "sae_all", "sensors", "capture_all", "sae_encode",
+    "sae_encode_dense", "decode_context", "eval_many_batch"};
 
 const char *bench_name_text(bench_name name)
 {
@@ -35,7 +36,11 @@ const char *bench_name_text(bench_name name)
 enum {
     DECODE_TOKENS = 64, /* positions that decode and eval_many go through */
     FIRST_TOKENS = 128, /* prefill of open and rss, pass of capture_all */
-    MOST_CONTEXTS = 8,
+    MOST_CONTEXTS = 16,
+    EDITED_CONTEXTS = 8,
+    ALL_FEATURES = 32768, /* of sae_all */
+    SENSOR_FEATURES = 64,
+    LONGEST_CONTEXT = 2048, /* of decode_context, if nothing is said */
     SAE_INPUT = 2048,
     PROBE_BYTES = 512 << 20 /* beyond the caches of any processor */
 };
@@ -206,6 +211,7 @@ static int open_context(const bench *b, const qsae_model *model, int32_t n_ctx,
     o.n_ctx = n_ctx;
     o.n_batch = n_batch;
     o.n_threads = b->setup->threads;
+    o.kv_type = b->setup->kv;
     if (qsae_ctx_create(model, &o, ctx, &err) != QSAE_OK)
         return complain_library(NULL, &err);
     return CMD_OK;
@@ -232,6 +238,14 @@ static int read_cost(bench *b)
                          b->setup->model_path);
 }
 
+/* The most tokens that stand before a decode. */
+static int32_t longest_context(const bench_setup *s)
+{
+    if (s->context)
+        return s->context;
+    return s->only & 1u << BENCH_DECODE_CONTEXT ? LONGEST_CONTEXT : 1;
+}
+
 static int prepare_model(bench *b)
 {
     char err[600];
@@ -242,12 +256,14 @@ static int prepare_model(bench *b)
         snprintf(b->shape, sizeof b->shape, "%s", slash ? slash + 1 : s->model_path);
         code = read_cost(b);
     } else {
-        uint64_t kv = (uint64_t)s->shape->n_layers * 8 * 128 * 2 * sizeof(float);
+        uint64_t kv = (uint64_t)s->shape->n_layers * 8 * 128 * 2 *
+                      (s->kv == QSAE_KV_F32 ? 4u : 2u);
         uint64_t most = MOST_CONTEXTS * (1 + DECODE_TOKENS); /* positions at one time */
         if (s->only & 1u << BENCH_PREFILL)
             most = 2048;
-        if (most < (uint64_t)s->context + DECODE_TOKENS)
-            most = (uint64_t)s->context + DECODE_TOKENS;
+        uint64_t context = (uint64_t)longest_context(s);
+        if (most < context + DECODE_TOKENS)
+            most = context + DECODE_TOKENS;
         snprintf(b->shape, sizeof b->shape, "%s", s->shape->name);
         if (image_model(s->shape, s->type, s->threads, kv * most + PROBE_BYTES,
                         &b->image, err, sizeof err))
@@ -389,6 +405,7 @@ static int run_rss(bench *b)
     o.n_ctx = FIRST_TOKENS;
     o.n_batch = b->setup->batch < FIRST_TOKENS ? b->setup->batch : FIRST_TOKENS;
     o.n_threads = b->setup->threads;
+    o.kv_type = b->setup->kv;
     r->value = r->samples[r->n_samples++] = peak_bytes();
     r->limit = (double)b->info.file_size + (double)qsae_ctx_size(b->model, &o);
     r->share = r->value / r->limit;
@@ -453,15 +470,43 @@ static void timelines_close(timelines *t)
     free(t->ids);
 }
 
+/* In every layer a vector of another strength, for every context another one. */
+static int set_edits(const bench *b, const timelines *t)
+{
+    size_t layers = (size_t)b->info.n_layers, width = (size_t)b->info.d_model;
+    float *vector = malloc(width * sizeof *vector);
+    qsae_edit *list = calloc(layers, sizeof *list);
+    int code = vector && list ? CMD_OK : complain(CMD_FAILED, "out of memory");
+    for (size_t i = 0; i < t->n && code == CMD_OK; i++) {
+        qsae_error err;
+        for (size_t k = 0; k < width; k++)
+            vector[k] = (float)((k * 7 + i) % 13) - 6;
+        for (size_t l = 0; l < layers; l++) {
+            list[l].kind = QSAE_ADD;
+            list[l].strength = 0.001f * (float)(1 + i + l);
+            list[l].site = QSAE_RESID_POST;
+            list[l].layer = (int32_t)l;
+            list[l].vector = vector;
+        }
+        if (qsae_set_edits(t->ctx[i], list, layers, &err) != QSAE_OK)
+            code = complain_library(NULL, &err);
+    }
+    free(vector);
+    free(list);
+    return code;
+}
+
 static int run_timelines(bench *b, bench_name name, size_t n, int32_t first)
 {
     timelines t;
     bench_result *r = add_result(b, name, (int64_t)n, "tok/s");
     job j = {timelines_step, &t, (double)n, {0, 0, 0}};
     j.work = pass_work(b, first + DECODE_TOKENS / 2.0, 1, (double)n);
-    if (name == BENCH_DECODE)
+    if (name == BENCH_DECODE || name == BENCH_DECODE_CONTEXT)
         r->context = first;
     int code = timelines_open(b, &t, n, first);
+    if (code == CMD_OK && name == BENCH_EVAL_EDITS)
+        code = set_edits(b, &t);
     if (code == CMD_OK)
         code = measure(b, r, &j);
     timelines_close(&t);
@@ -471,8 +516,30 @@ static int run_timelines(bench *b, bench_name name, size_t n, int32_t first)
 static int run_eval_many(bench *b)
 {
     int code = CMD_OK;
-    for (size_t n = 2; n <= MOST_CONTEXTS && code == CMD_OK; n *= 2)
+    for (size_t n = 2; n <= EDITED_CONTEXTS && code == CMD_OK; n *= 2)
         code = run_timelines(b, BENCH_EVAL_MANY, n, 1);
+    return code;
+}
+
+static int run_eval_edits(bench *b)
+{
+    return run_timelines(b, BENCH_EVAL_EDITS, EDITED_CONTEXTS, 1);
+}
+
+static int run_eval_many_batch(bench *b)
+{
+    int code = CMD_OK;
+    for (size_t n = 1; n <= MOST_CONTEXTS && code == CMD_OK; n *= 2)
+        code = run_timelines(b, BENCH_EVAL_MANY_BATCH, n, 1);
+    return code;
+}
+
+static int run_decode_context(bench *b)
+{
+    int code = CMD_OK;
+    int32_t most = longest_context(b->setup);
+    for (int32_t n = 128; n <= 32768 && n <= most && code == CMD_OK; n *= 4)
+        code = run_timelines(b, BENCH_DECODE_CONTEXT, 1, n);
     return code;
 }
 
@@ -628,6 +695,137 @@ static int run_sae(bench *b, encoding *e, uint32_t d_sae)
     return code;
 }
 
+/* Decode with SAEs beside it: after each token a row of every layer is encoded. */
+typedef struct watched {
+    timelines t;
+    encoding e;
+    image_file *images; /* [n_saes], used in turn */
+    qsae_sae **saes;
+    size_t n_saes;
+    float *rows; /* [n_layers, d_model]: resid_post of every layer */
+    float *x;    /* the same size, variance 1: what is encoded */
+    size_t layers, width;
+} watched;
+
+static qsae_status watched_step(void *arg, qsae_error *err)
+{
+    watched *w = arg;
+    qsae_status s = timelines_step(&w->t, err);
+    for (size_t l = 0; l < w->layers && s == QSAE_OK; l++) {
+        encoding *e = &w->e;
+        s = qsae_sae_encode(w->saes[l % w->n_saes], w->x + l * w->width, 1, 0, &e->out,
+                            e->scratch, e->scratch_size, e->threads, err);
+    }
+    return s;
+}
+
+static int watched_open_saes(bench *b, watched *w, uint32_t d_sae)
+{
+    char text[600];
+    qsae_error err;
+    qsae_sae_options o;
+    memset(&o, 0, sizeof o);
+    o.open.isa = b->setup->isa;
+    uint32_t type = b->setup->type == QSAE_TYPE_F32 ? QSAE_TYPE_F32 : QSAE_TYPE_BF16;
+    for (size_t i = 0; i < w->n_saes; i++) {
+        if (image_sae((uint32_t)w->width, d_sae, type, b->setup->threads, &w->images[i],
+                      text, sizeof text))
+            return complain(CMD_FAILED, "%s", text);
+        if (qsae_sae_open_memory(w->images[i].data, w->images[i].size, &o, &w->saes[i],
+                                 &err) != QSAE_OK)
+            return complain_library(NULL, &err);
+    }
+    w->e.scratch_size = qsae_sae_scratch_size(w->saes[0], 1);
+    w->e.scratch = malloc(w->e.scratch_size);
+    return w->e.scratch ? CMD_OK : complain(CMD_FAILED, "out of memory");
+}
+
+static int watched_open(bench *b, watched *w, uint32_t d_sae)
+{
+    qsae_error err;
+    size_t n = w->layers * w->width;
+    qsae_capture *list = calloc(w->layers, sizeof *list);
+    w->images = calloc(w->n_saes, sizeof *w->images);
+    w->saes = calloc(w->n_saes, sizeof *w->saes);
+    w->rows = malloc(n * sizeof *w->rows);
+    w->x = malloc(n * sizeof *w->x);
+    w->e.out.cap = d_sae;
+    w->e.out.start = malloc(2 * sizeof *w->e.out.start);
+    w->e.out.index = malloc(d_sae * sizeof *w->e.out.index);
+    w->e.out.value = malloc(d_sae * sizeof *w->e.out.value);
+    int code = CMD_OK;
+    if (!list || !w->images || !w->saes || !w->rows || !w->x || !w->e.out.start ||
+        !w->e.out.index || !w->e.out.value)
+        code = complain(CMD_FAILED, "out of memory");
+    if (code == CMD_OK) {
+        fill_inputs(w->x, n);
+        code = watched_open_saes(b, w, d_sae);
+    }
+    if (code == CMD_OK)
+        code = timelines_open(b, &w->t, 1, 1);
+    for (size_t l = 0; l < w->layers && code == CMD_OK; l++) {
+        list[l].site = QSAE_RESID_POST;
+        list[l].layer = (int32_t)l;
+        list[l].rows = w->rows + l * w->width;
+        list[l].max_rows = 1;
+    }
+    if (code == CMD_OK &&
+        qsae_set_captures(w->t.ctx[0], list, w->layers, &err) != QSAE_OK)
+        code = complain_library(NULL, &err);
+    free(list);
+    return code;
+}
+
+static void watched_close(watched *w)
+{
+    timelines_close(&w->t);
+    for (size_t i = 0; i < w->n_saes; i++) {
+        if (w->saes)
+            qsae_sae_close(w->saes[i]);
+        if (w->images)
+            image_free(&w->images[i]);
+    }
+    free(w->images);
+    free(w->saes);
+    free(w->rows);
+    free(w->x);
+    free(w->e.out.start);
+    free(w->e.out.index);
+    free(w->e.out.value);
+    free(w->e.scratch);
+}
+
+static int run_watched(bench *b, bench_name name, uint32_t d_sae, size_t n_saes,
+                       int threads)
+{
+    watched w;
+    memset(&w, 0, sizeof w);
+    w.layers = (size_t)b->info.n_layers;
+    w.width = (size_t)b->info.d_model;
+    w.n_saes = n_saes < w.layers ? n_saes : w.layers;
+    w.e.threads = threads;
+    bench_result *r = add_result(b, name, b->info.n_layers, "tok/s");
+    job j = {watched_step, &w, 1, pass_work(b, 1 + DECODE_TOKENS / 2.0, 1, 1)};
+    double weights = (double)w.layers * (double)w.width * d_sae;
+    j.work.bytes += weights * 4160.0 / 4096;
+    j.work.int_ops += 2 * weights;
+    int code = watched_open(b, &w, d_sae);
+    if (code == CMD_OK)
+        code = measure(b, r, &j);
+    watched_close(&w);
+    return code;
+}
+
+static int run_sae_all(bench *b)
+{
+    return run_watched(b, BENCH_SAE_ALL, ALL_FEATURES, 4, b->setup->threads);
+}
+
+static int run_sensors(bench *b)
+{
+    return run_watched(b, BENCH_SENSORS, SENSOR_FEATURES, SIZE_MAX, 1);
+}
+
 static int run_saes(bench *b)
 {
     size_t n = (size_t)SAE_ROWS * SAE_INPUT;
@@ -672,10 +870,17 @@ static int probe_all(bench *b)
 
 static int run_all(bench *b)
 {
-    static int (*const parts[])(bench *) = {run_prefill, run_eval_many,
-                                            run_capture_all};
-    static const bench_name part_names[] = {BENCH_PREFILL, BENCH_EVAL_MANY,
-                                            BENCH_CAPTURE_ALL};
+    static const struct {
+        bench_name name;
+        int (*run)(bench *);
+    } parts[] = {{BENCH_PREFILL, run_prefill},
+                 {BENCH_EVAL_MANY, run_eval_many},
+                 {BENCH_EVAL_EDITS, run_eval_edits},
+                 {BENCH_SAE_ALL, run_sae_all},
+                 {BENCH_SENSORS, run_sensors},
+                 {BENCH_CAPTURE_ALL, run_capture_all},
+                 {BENCH_DECODE_CONTEXT, run_decode_context},
+                 {BENCH_EVAL_MANY_BATCH, run_eval_many_batch}};
     const unsigned saes = 1u << BENCH_SAE | 1u << BENCH_SAE_DENSE;
     unsigned only = b->setup->only, of_model = only & ~saes;
     int code = of_model ? prepare_model(b) : CMD_OK;
@@ -686,10 +891,11 @@ static int run_all(bench *b)
     if (code == CMD_OK)
         code = probe_all(b);
     if (code == CMD_OK && only & 1u << BENCH_DECODE)
-        code = run_timelines(b, BENCH_DECODE, 1, b->setup->context);
-    for (size_t i = 0; i < 3 && code == CMD_OK; i++)
-        if (only & 1u << part_names[i])
-            code = parts[i](b);
+        code = run_timelines(b, BENCH_DECODE, 1,
+                             b->setup->context ? b->setup->context : 1);
+    for (size_t i = 0; i < sizeof parts / sizeof *parts && code == CMD_OK; i++)
+        if (only & 1u << parts[i].name)
+            code = parts[i].run(b);
     qsae_model_close(b->model);
     b->model = NULL;
     image_free(&b->image);

@@ -12,9 +12,14 @@ typedef enum bench_name { /* in the order in which they are measured */
                           BENCH_DECODE,
                           BENCH_PREFILL,
                           BENCH_EVAL_MANY,
+                          BENCH_EVAL_EDITS,
+                          BENCH_SAE_ALL,
+                          BENCH_SENSORS,
                           BENCH_CAPTURE_ALL,
                           BENCH_SAE,
                           BENCH_SAE_DENSE,
+                          BENCH_DECODE_CONTEXT, /* these before the SAEs of their own */
+                          BENCH_EVAL_MANY_BATCH,
                           BENCH_COUNT
 } bench_name;
 
@@ -27,19 +32,20 @@ typedef struct bench_setup {
     qsae_isa isa;
     int threads;
     int32_t batch;   /* tokens computed together in a prefill */
-    int32_t context; /* tokens before the first that decode is timed on */
+    int32_t context; /* tokens before the first that decode is timed on; 0: default */
+    qsae_kv_type kv;
     double seconds;  /* for each measurement, about */
     unsigned only;   /* bit 1 << bench_name */
     int progress;    /* tell on stderr what is being measured */
 } bench_setup;
 
-enum { BENCH_SAMPLES = 16, BENCH_RESULTS = 48 };
+enum { BENCH_SAMPLES = 16, BENCH_RESULTS = 64 };
 
 typedef struct bench_result {
     bench_name name;
     char type[16], shape[64];
     int64_t n; /* tokens of a prefill, contexts, rows an encode call; see --help */
-    int64_t context;  /* decode only, else 0 */
+    int64_t context;  /* decode, decode_context; else 0 */
     const char *unit; /* "tok/s", "rows/s", "s", "bytes" */
     double value;     /* the best sample */
     double limit;     /* in the same unit, by the probes around that sample; 0: none */

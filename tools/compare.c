@@ -35,7 +35,7 @@ static const char usage[] =
     "                    by itself; default 512\n"
     "  --sae SAE.qsae    also compare the features of every SAE of this file\n"
     "  --json            one object\n"
-    "  --threads N, --isa NAME, --no-verify    as everywhere; --help: this text\n"
+    "  --threads N, --isa NAME, --kv TYPE, --no-verify    as everywhere; --help: this\n"
     "\n"
     "With p and q the probabilities of A and B after a token, a and b the rows of a\n"
     "site, f and g the features; sums in double precision:\n"
@@ -55,7 +55,8 @@ static const args_option option_table[] = {
     {"tokens", 0, OPT_LIMIT, ARGS_VALUE},    {"context", 0, OPT_CONTEXT, ARGS_VALUE},
     {"sae", 0, OPT_SAE, ARGS_VALUE},         {"json", 0, OPT_JSON, 0},
     {"threads", 0, OPT_THREADS, ARGS_VALUE}, {"isa", 0, OPT_ISA, ARGS_VALUE},
-    {"no-verify", 0, OPT_NO_VERIFY, 0},      {NULL, 0, 0, 0},
+    {"kv", 0, OPT_KV, ARGS_VALUE},           {"no-verify", 0, OPT_NO_VERIFY, 0},
+    {NULL, 0, 0, 0},
 };
 
 enum { CHUNK = 32 }; /* tokens whose rows are held at once */

@@ -64,6 +64,16 @@ static int take_int32(const args *a, int32_t max, int32_t *out)
     return code;
 }
 
+static int take_kv(input *in, const char *text)
+{
+    for (int i = 0; i < QSAE_KV_COUNT; i++)
+        if (strcmp(qsae_kv_name((qsae_kv_type)i), text) == 0) {
+            in->kv = (qsae_kv_type)i;
+            return CMD_OK;
+        }
+    return complain(CMD_USAGE, "--kv: '%.60s' is none of f32 f16 bf16", text);
+}
+
 int input_take(input *in, const args *a, int id)
 {
     switch (id) {
@@ -76,6 +86,7 @@ int input_take(input *in, const args *a, int id)
     case OPT_NO_VERIFY: in->no_verify = 1; return CMD_OK;
     case OPT_THREADS: return take_int32(a, 1024, &in->threads);
     case OPT_ISA: return take_isa(in, a->value);
+    case OPT_KV: return take_kv(in, a->value);
     case OPT_CHUNK:
         if (strcmp(a->value, "all") == 0) {
             in->chunk = -1;
@@ -142,6 +153,7 @@ int input_context(const input *in, const qsae_model *model, size_t n_ctx,
     options.n_ctx = (int32_t)n_ctx;
     options.n_batch = (int32_t)n;
     options.n_threads = in->threads ? in->threads : default_threads(model);
+    options.kv_type = in->kv;
     if (qsae_ctx_create(model, &options, ctx, &err) != QSAE_OK)
         return complain_library(NULL, &err);
     *chunk = n;

@@ -21,6 +21,7 @@ enum {
     OPT_THREADS,
     OPT_CHUNK,
     OPT_ISA,
+    OPT_KV,
     OPT_NO_VERIFY,
     OPT_SITE,
     OPT_LAYER,
@@ -39,6 +40,7 @@ enum {
     {"threads", 0, OPT_THREADS, ARGS_VALUE},        \
     {"chunk", 0, OPT_CHUNK, ARGS_VALUE},            \
     {"isa", 0, OPT_ISA, ARGS_VALUE},                \
+    {"kv", 0, OPT_KV, ARGS_VALUE},                  \
     {"no-verify", 0, OPT_NO_VERIFY, 0}
 
 /* The part of a command's usage that describes INPUT_OPTIONS. */
@@ -54,6 +56,9 @@ enum {
     "  --no-think        close the thinking block of the assistant's turn at once\n"
 
 #define RUN_USAGE                                                                      \
+    "Precision:\n"                                                                     \
+    "  --kv TYPE         keys and values kept as f32 (default), f16 or bf16: the 16-bit\n" \
+    "                    types take half the memory and round, which changes results\n" \
     "Running (no choice here changes a bit of the result):\n"                          \
     "  --threads N       1..1024; default all processors, 1 for a model below 64 MB\n" \
     "  --chunk N|all     tokens evaluated together; default 64\n"                      \
@@ -68,6 +73,7 @@ typedef struct input {
     int special, no_think, no_verify;
     int32_t threads, chunk; /* 0: default; chunk -1: all */
     qsae_isa isa;
+    qsae_kv_type kv;
 } input;
 
 /* All functions below return CMD_OK, or another exit code after a complaint. */
