@@ -1,6 +1,8 @@
 /* The probes of `qsae bench` (see bench_probe.h). Every one is a loop that the compiler
  * can neither shorten nor hoist, with enough independent chains to hide latencies. */
 
+#define _POSIX_C_SOURCE 200809L
+
 #include "bench_probe.h"
 #include "bench_team.h"
 
