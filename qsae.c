@@ -406,6 +406,15 @@ typedef struct qs_job {
 /* Fills in the next job, or returns 0: there is none. Called by one thread at a time, when the last job is done. */
 typedef int (*qs_next)(void *state, qs_job *job);
 
+static void qs_run_alone(qs_next next, void *state, qs_job *job)
+{
+    do {
+        if (job->units) job->task(job->arg, 0, job->units, 0);
+    } while (next(state, job));
+}
+
+#if defined(QS_OPENMP)
+
 /* Small work stays on the thread that made it. */
 static int qs_is_small(const qs_job *j) { return j->units < 2 || (double)j->units * (double)j->cost <= 16384.0; }
 
@@ -418,15 +427,6 @@ static int qs_next_large(qs_next next, void *state, size_t thread, qs_job *job)
     }
     return 0;
 }
-
-static void qs_run_alone(qs_next next, void *state, qs_job *job)
-{
-    do {
-        if (job->units) job->task(job->arg, 0, job->units, 0);
-    } while (next(state, job));
-}
-
-#if defined(QS_OPENMP)
 
 #define QS_SHARES ((size_t)64)       /* threads beyond share */
 #define QS_BITE_COST ((size_t)131072) /* multiply-adds that are worth a bite */

@@ -67,6 +67,13 @@ works bench --model "$model" --only rss,decode,eval_many,capture_all --seconds 0
 for name in rss decode eval_many capture_all; do
     check "a line of $name" grep -q "^$name .* %  " "$work/out"
 done
+works bench --model "$model" --only eval_edits,sae_all,sensors,eval_many_batch --seconds 0.02 --threads 2
+for name in eval_edits sae_all sensors eval_many_batch; do
+    check "a line of $name" grep -q "^$name .* %  " "$work/out"
+done
+works bench --model "$model" --only decode_context --context 600 --kv bf16 --seconds 0.02 --threads 1 --json
+has "\{\"machine\":$machine,\"probe\":$probe,\"results\":\[($(result decode_context tok/s),?){2}\]\}"
+check "contexts" grep -q '"context":512,' "$work/out"
 works bench --model "$model" --only decode --seconds 0.02 --threads 1 --isa scalar
 check "the kernels asked for" grep -q 'kernels scalar' "$work/out"
 
@@ -77,6 +84,7 @@ fails 2 "--only: 'decoed' is none of" bench --only decode,decoed
 fails 2 "--only: '' is none of" bench --only decode,
 fails 2 'only one of --shape and --model' bench --shape 8B --model "$model"
 fails 2 '--type is for random weights' bench --type q8 --model "$model"
+fails 2 "--kv: 'f8' is none of f32 f16 bf16" bench --kv f8
 fails 2 '--seconds: 0 is not' bench --seconds 0
 fails 2 '--batch: 0 is not in 1..65536' bench --batch 0
 fails 2 'needs a value' bench --context

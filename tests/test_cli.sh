@@ -69,6 +69,7 @@ for c in capture features generate; do
     fails 2 '--threads: 99999999999999999999 is not in' $c "$model" --threads 99999999999999999999
     fails 2 '--chunk: -1 is not in' $c "$model" --chunk=-1
     fails 2 "--isa: 'sse9' is none of" $c "$model" --isa sse9
+    fails 2 "--kv: 'f8' is none of f32 f16 bf16" $c "$model" --kv f8
 done
 for c in convert info; do
     $QSAE $c --frobnicate > "$work/stdout" 2> "$work/stderr"
@@ -138,6 +139,13 @@ for how in '--chunk 1' '--chunk 3' '--chunk all' '--threads 2' '--threads 3' '--
     '--no-verify'; do
     works "$work/a" capture "$model" --text "$text" --logits --site all $how -o "$work/b"
     same "the same bits with $how" "$work/all" "$work/b"
+done
+for kv in f16 bf16; do
+    works "$work/a" capture "$model" --text "$text" --logits --site all --kv $kv -o "$work/b"
+    works "$work/a" capture "$model" --text "$text" --logits --site all --kv $kv --chunk 3 \
+        --threads 2 -o "$work/c"
+    same "the same bits with --kv $kv, however" "$work/b" "$work/c"
+    check "--kv $kv rounds" test "$(cmp "$work/all" "$work/b" 2>&1)"
 done
 for isa in avx2 avx512 neon; do
     if $QSAE capture "$model" --text "$text" --logits --site all --isa $isa -o "$work/b" \

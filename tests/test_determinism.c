@@ -203,6 +203,42 @@ static void check_kv_api(const qsae_model *m)
     qsae_ctx_destroy(b);
 }
 
+enum { POISONED = 40 };
+
+static int poison(void *user, const qsae_event *event, float *rows)
+{
+    int32_t row = POISONED - event->pos;
+    (void)user;
+    if (row < 0 || row >= (int32_t)event->n_rows) return 0;
+    for (size_t k = 0; k < event->width; k++) rows[(size_t)row * event->ld + k] = k % 2 ? NAN : INFINITY;
+    return 0;
+}
+
+/* A row that is not finite must not reach the rows before it, though they go through attention together. */
+static void check_poison(const qsae_model *m, const tiny_shape *s, const int32_t *ids)
+{
+    qsae_error e;
+    qsae_hook hook = {poison, NULL, 1u << QSAE_RESID_PRE, 0, 1};
+    size_t width = qsae_site_width(m, QSAE_RESID_POST), bytes = POISONED * width * sizeof(float);
+    float *rows[2];
+    for (int i = 0; i < 2; i++) {
+        rows[i] = calloc((size_t)N_TOKENS * width, sizeof(float));
+        qsae_ctx_options o = {N_CTX, 64, 2, {NULL, NULL, NULL}, QSAE_KV_F32};
+        qsae_capture cap = {QSAE_RESID_POST, (int32_t)s->n_layers - 1, rows[i], (size_t)N_TOKENS};
+        qsae_ctx *c = NULL;
+        CHECK(qsae_ctx_create(m, &o, &c, &e) == QSAE_OK);
+        CHECK(qsae_set_captures(c, &cap, 1, &e) == QSAE_OK);
+        if (i) CHECK(qsae_set_hook(c, &hook, &e) == QSAE_OK);
+        CHECK(qsae_eval(c, ids, (size_t)N_TOKENS, &e) == QSAE_OK);
+        qsae_ctx_destroy(c);
+    }
+    CHECK(memcmp(rows[0], rows[1], bytes) == 0);
+    CHECK(rows[1][POISONED * width] != rows[1][POISONED * width]);
+    CHECK(rows[1][(POISONED + 5) * width] != rows[1][(POISONED + 5) * width]);
+    free(rows[0]);
+    free(rows[1]);
+}
+
 static void check_shape(const tiny_shape *s, uint64_t golden, const uint64_t *narrow)
 {
     qsae_error e;
@@ -236,6 +272,7 @@ static void check_shape(const tiny_shape *s, uint64_t golden, const uint64_t *na
         }
         check_many(m, s, ids, want);
         check_copy_rewind(m, s, ids, want);
+        check_poison(m, s, ids);
         models[isa] = m;
     }
     for (int kv = QSAE_KV_F16; narrow[0] && kv < QSAE_KV_COUNT; kv++)

@@ -2,6 +2,7 @@
  * can neither shorten nor hoist, with enough independent chains to hide latencies. */
 
 #define _POSIX_C_SOURCE 200809L
+
 #include "bench_probe.h"
 #include "bench_team.h"
 
