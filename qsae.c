@@ -1299,25 +1299,59 @@ static void qs_dots_drive(const qs_level *levels, const void *w, size_t ws, size
 }
 
 /* Integer products. A tile takes one group of a constant number of blocks and tokens: y += a b S. `ahead` as
- * above. Its size is at most QS_QTILE_TOKENS tokens. */
-#define QS_QTILE_TOKENS ((size_t)4)
-#define QS_QPANEL ((size_t)4) /* blocks that are unpacked together: they stay in the L1 cache */
+ * above. Weights come to it as they are in the file; or as Q8, made of Q4; or, if so many tokens share the work
+ * of making them, as 16-bit numbers: a wide superblock is 128 lines of 16 rows x 2 k in the order of qs_group.pairs,
+ * then the scales. */
+#define QS_QTILE_TOKENS ((size_t)6)
+#define QS_WIDE_BYTES ((size_t)8256)
+#define QS_QROOM (2 * QS_WIDE_BYTES) /* of the blocks that are made together: they stay in the L1 cache */
 #define QS_QTILE_ARGS                                                                  \
     const char *w, size_t ws, const qs_group *x, float *y, size_t ys, size_t ahead
 typedef void qs_qtile(QS_QTILE_ARGS);
+typedef void qs_qmake(const char *w, char *out, size_t ahead);
 
 typedef struct qs_qlevel {
     size_t size;
     qs_qtile *tile[QS_QTILE_TOKENS + 1];
 } qs_qlevel;
 
-/* What an ISA has for integer weights. tokens: the largest tile of its levels. */
-typedef struct qs_qset {
+/* Tiles for one form of the weights: they end with 1 block. tokens: the largest. */
+typedef struct qs_qtiles {
     size_t tokens;
-    qs_qlevel q8[4];                                  /* ends with 1 block, all numbers of tokens */
-    qs_qlevel q4[2];                                  /* one token straight from Q4; or size 0: none */
-    void (*unpack)(const char *w, char *out, size_t ahead); /* Q4 superblock to Q8 */
+    qs_qlevel level[4];
+} qs_qtiles;
+
+/* What an ISA has for integer weights. */
+typedef struct qs_qset {
+    qs_qtiles q8;      /* all numbers of tokens */
+    qs_qtiles q4;      /* one token straight from Q4; or tokens 0: none */
+    qs_qmake *unpack;  /* Q4 superblock to Q8 */
+    size_t wide_from;  /* as many tokens or more: by way of 16-bit numbers; 0: never */
+    qs_qtiles wide;
+    qs_qmake *widen[2]; /* Q8, Q4 superblock to a wide one */
 } qs_qset;
+
+/* How a call goes about it: the tiles, and what makes their form of the weights, `made` bytes a superblock; or NULL */
+typedef struct qs_qway {
+    const qs_qtiles *tiles;
+    qs_qmake *make;
+    size_t made;
+} qs_qway;
+
+static qs_qway qs_mmq_way(const qs_qset *set, int q4, size_t nt)
+{
+    qs_qway way = {&set->q8, NULL, QS_Q8_BYTES};
+    if (set->wide_from && nt >= set->wide_from) {
+        way.tiles = &set->wide;
+        way.make = set->widen[q4];
+        way.made = QS_WIDE_BYTES;
+    } else if (q4 && nt <= set->q4.tokens) {
+        way.tiles = &set->q4;
+    } else if (q4) {
+        way.make = set->unpack;
+    }
+    return way;
+}
 
 static void qs_mmq_tokens(const qs_qlevel *level, size_t most, const char *w, size_t ws,
                           const qs_group *x, size_t nt, float *y, size_t ys, size_t ahead)
@@ -1329,21 +1363,20 @@ static void qs_mmq_tokens(const qs_qlevel *level, size_t most, const char *w, si
     }
 }
 
-/* One panel of blocks, all groups. unpack: the weights are Q4, made Q8 group by group. */
-static void qs_mmq_panel(const qs_qset *set, const qs_qlevel *level, size_t super, int unpack, const char *w,
+/* One panel of blocks, all groups. */
+static void qs_mmq_panel(const qs_qway *way, const qs_qlevel *level, size_t super, const char *w,
                          size_t ws, size_t ng, const qs_group *x, size_t nt, float *y, size_t ys)
 {
-    float room[QS_QPANEL * QS_Q8_BYTES / 4];
+    __attribute__((aligned(64))) char room[QS_QROOM];
     for (size_t t = 0; t < nt; t++) memset(y + t * ys, 0, level->size * 16 * sizeof *y);
     for (size_t g = 0; g < ng; g++) {
         const char *p = w + g * super;
         size_t ahead = g + 1 < ng ? super : level->size * ws - g * super;
-        if (unpack) {
-            for (size_t b = 0; b < level->size; b++)
-                set->unpack(p + b * ws, (char *)room + b * QS_Q8_BYTES, ahead);
-            qs_mmq_tokens(level, set->tokens, (const char *)room, QS_Q8_BYTES, x + g * nt, nt, y, ys, 0);
+        if (way->make) {
+            for (size_t b = 0; b < level->size; b++) way->make(p + b * ws, room + b * way->made, ahead);
+            qs_mmq_tokens(level, way->tiles->tokens, room, way->made, x + g * nt, nt, y, ys, 0);
         } else {
-            qs_mmq_tokens(level, set->tokens, p, ws, x + g * nt, nt, y, ys, ahead);
+            qs_mmq_tokens(level, way->tiles->tokens, p, ws, x + g * nt, nt, y, ys, ahead);
         }
     }
 }
@@ -1352,13 +1385,13 @@ static void qs_mmq_drive(const qs_qset *set, int q4, const void *w, size_t ws, s
                          const qs_group *x, size_t nt, float *y, size_t ys)
 {
     if (nt == 0) return;
-    int direct = q4 && nt == 1 && set->q4[0].size, unpack = q4 && !direct;
-    const qs_qlevel *level = direct ? set->q4 : set->q8;
-    size_t super = q4 ? QS_Q4_BYTES : QS_Q8_BYTES, b = 0, tt = qs_min(nt, set->tokens);
+    qs_qway way = qs_mmq_way(set, q4, nt);
+    const qs_qlevel *level = way.tiles->level;
+    size_t super = q4 ? QS_Q4_BYTES : QS_Q8_BYTES, b = 0, tt = qs_min(nt, way.tiles->tokens);
     for (; b < nb; level++) {
-        if (!level->tile[tt] || (unpack && level->size > QS_QPANEL)) continue;
+        if (!level->tile[tt] || (way.make && level->size * way.made > QS_QROOM)) continue;
         for (; b + level->size <= nb; b += level->size)
-            qs_mmq_panel(set, level, super, unpack, (const char *)w + b * ws, ws, ng, x, nt, y + 16 * b, ys);
+            qs_mmq_panel(&way, level, super, (const char *)w + b * ws, ws, ng, x, nt, y + 16 * b, ys);
     }
 }
 
@@ -1788,17 +1821,97 @@ QS_AVX2 static void qs_unpack_avx2(const char *w, char *out, size_t ahead)
     }
 }
 
+/* A wide superblock: 2 nt accumulators of 8 rows */
+QS_AVX2_INLINE void qs_mmw_block_avx2(int nt, const char *w, const qs_group *x, float *y, size_t ys)
+{
+    __v8si c[12];
+    QS_UNROLL for (int i = 0; i < 2 * nt; i++) c[i] = (__v8si)_mm256_setzero_si256();
+    for (size_t l = 0; l < 128; l++) {
+        const __m256i *line = (const __m256i *)(const void *)(w + 64 * l);
+        __m256i v0 = _mm256_loadu_si256(line), v1 = _mm256_loadu_si256(line + 1);
+        QS_UNROLL for (int t = 0; t < nt; t++) {
+            int32_t pair;
+            memcpy(&pair, x[t].pairs + 2 * l, 4);
+            __m256i xv = _mm256_set1_epi32(pair);
+            c[2 * t] = (__v8si)_mm256_add_epi32((__m256i)c[2 * t], _mm256_madd_epi16(v0, xv));
+            c[2 * t + 1] = (__v8si)_mm256_add_epi32((__m256i)c[2 * t + 1], _mm256_madd_epi16(v1, xv));
+        }
+    }
+    QS_UNROLL for (int i = 0; i < 2 * nt; i++) {
+        __m256 a = _mm256_loadu_ps((const float *)(const void *)(w + 8192) + 8 * (i % 2));
+        float *to = y + (size_t)(i / 2) * ys + 8 * (i % 2);
+        a = _mm256_mul_ps(a, _mm256_set1_ps(x[i / 2].scale));
+        _mm256_storeu_ps(to, _mm256_fmadd_ps(_mm256_cvtepi32_ps((__m256i)c[i]), a, _mm256_loadu_ps(to)));
+    }
+}
+
+/* nb of them, one after another: the tokens come into the L1 cache once for all */
+QS_AVX2_INLINE void qs_mmw_tile_avx2(int nb, int nt, QS_QTILE_ARGS)
+{
+    (void)ahead;
+    for (int b = 0; b < nb; b++) qs_mmw_block_avx2(nt, w + (size_t)b * ws, x, y + 16 * b, ys);
+}
+
+QS_AVX2 static void qs_widen_q8_avx2(const char *w, char *out, size_t ahead)
+{
+    for (size_t l = 0; l < 128; l++) { /* half lines */
+        QS_FETCH(w + 32 * l, ahead);
+        __m256i v = _mm256_loadu_si256((const __m256i *)(const void *)(w + 32 * l));
+        __m256i *to = (__m256i *)(void *)(out + 128 * (l / 2) + 32 * (l % 2));
+        _mm256_storeu_si256(to, _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8));
+        _mm256_storeu_si256(to + 2, _mm256_srai_epi16(v, 8));
+    }
+    memcpy(out + 8192, w + 4096, 64);
+}
+
+QS_AVX2 static void qs_widen_q4_avx2(const char *w, char *out, size_t ahead)
+{
+    const __m256i low = _mm256_set1_epi16(15);
+    for (size_t h = 0; h < 2; h++) {
+        __m256i all = _mm256_loadu_si256((const __m256i *)(const void *)(w + 2048) + h);
+        __m256i scale = _mm256_loadu_si256((const __m256i *)(const void *)(w + 2112) + h);
+        for (size_t i = 0; i < 8; i++) {
+            __m256i m = _mm256_and_si256(_mm256_srli_epi32(all, (int)(4 * i)), _mm256_set1_epi32(15));
+            __m256i turn = _mm256_srai_epi32(_mm256_slli_epi32(scale, (int)(31 - i)), 31);
+            m = _mm256_sub_epi16(_mm256_xor_si256(_mm256_or_si256(m, _mm256_slli_epi32(m, 16)), turn), turn);
+            __m256i off = _mm256_slli_epi16(m, 3);
+            for (size_t l = 4 * i; l < 4 * i + 4; l++) {
+                const char *p = w + 64 * l + 32 * h;
+                QS_FETCH(p, ahead);
+                __m256i v = _mm256_loadu_si256((const __m256i *)(const void *)p);
+                __m256i *to = (__m256i *)(void *)(out + 256 * l + 32 * h);
+                __m256i q[4] = {_mm256_and_si256(v, low), _mm256_and_si256(_mm256_srli_epi16(v, 8), low),
+                                _mm256_and_si256(_mm256_srli_epi16(v, 4), low), _mm256_srli_epi16(v, 12)};
+                QS_UNROLL for (int j = 0; j < 4; j++)
+                    _mm256_storeu_si256(to + 2 * j, _mm256_sub_epi16(_mm256_mullo_epi16(q[j], m), off));
+            }
+        }
+        scale = _mm256_andnot_si256(_mm256_set1_epi32(QS_Q4_SIGNS), scale);
+        _mm256_storeu_si256((__m256i *)(void *)(out + 8192) + h, scale);
+    }
+}
+
+QS_QTILE(QS_AVX2, qs_mmw_avx2, qs_mmw_tile_avx2, 2, 3)
+QS_QTILE(QS_AVX2, qs_mmw_avx2, qs_mmw_tile_avx2, 2, 4)
+QS_QTILE(QS_AVX2, qs_mmw_avx2, qs_mmw_tile_avx2, 2, 5)
+QS_QTILE(QS_AVX2, qs_mmw_avx2, qs_mmw_tile_avx2, 2, 6)
+QS_QTILE(QS_AVX2, qs_mmw_avx2, qs_mmw_tile_avx2, 1, 3)
+QS_QTILE(QS_AVX2, qs_mmw_avx2, qs_mmw_tile_avx2, 1, 4)
+QS_QTILE(QS_AVX2, qs_mmw_avx2, qs_mmw_tile_avx2, 1, 5)
+QS_QTILE(QS_AVX2, qs_mmw_avx2, qs_mmw_tile_avx2, 1, 6)
 QS_QTILE(QS_AVX2, qs_mmq_avx2, qs_mmq_tile_avx2, 4, 1)
 QS_QTILE(QS_AVX2, qs_mmq_avx2, qs_mmq_tile_avx2, 1, 1)
 QS_QTILE(QS_AVX2, qs_mmq_avx2, qs_mmq_tile_avx2, 1, 2)
 QS_QTILE(QS_AVX2, qs_mmq_avx2, qs_mmq_tile_avx2, 1, 3)
-QS_QTILE(QS_AVX2, qs_mmq_avx2, qs_mmq_tile_avx2, 1, 4)
 static const qs_qset qs_qset_avx2 = {
-    4,
-    {{4, {0, qs_mmq_avx2_4x1}},
-     {1, {0, qs_mmq_avx2_1x1, qs_mmq_avx2_1x2, qs_mmq_avx2_1x3, qs_mmq_avx2_1x4}}},
-    {{0, {0}}},
+    {3, {{4, {0, qs_mmq_avx2_4x1}}, {1, {0, qs_mmq_avx2_1x1, qs_mmq_avx2_1x2, qs_mmq_avx2_1x3}}}},
+    {0, {{0, {0}}}},
     qs_unpack_avx2,
+    4,
+    {6,
+     {{2, {0, 0, 0, qs_mmw_avx2_2x3, qs_mmw_avx2_2x4, qs_mmw_avx2_2x5, qs_mmw_avx2_2x6}},
+      {1, {0, 0, 0, qs_mmw_avx2_1x3, qs_mmw_avx2_1x4, qs_mmw_avx2_1x5, qs_mmw_avx2_1x6}}}},
+    {qs_widen_q8_avx2, qs_widen_q4_avx2},
 };
 QS_QENTRIES(avx2)
 
@@ -2056,7 +2169,7 @@ QS_VNNI_INLINE void qs_mmq_tile_vnni(int nb, int nt, QS_QTILE_ARGS)
     }
 }
 
-/* Straight from Q4, one token: q + 8 is unsigned as it is. Per 32 k: minus 8 times the sum of X, times m. */
+/* nb blocks, one token, straight from Q4: q + 8 is unsigned as it is. Per 32 k: minus 8 times the sum of X, times m. */
 QS_VNNI_INLINE void qs_mmq4_tile_vnni(int nb, int nt, QS_QTILE_ARGS)
 {
     const __m512i low = _mm512_set1_epi8(15);
@@ -2070,7 +2183,10 @@ QS_VNNI_INLINE void qs_mmq4_tile_vnni(int nb, int nt, QS_QTILE_ARGS)
     }
     for (size_t i = 0; i < 8; i++) {
         __v16si c1[4], c2[4];
-        QS_UNROLL for (int b = 0; b < nb; b++) c1[b] = c2[b] = (__v16si)_mm512_setzero_si512();
+        QS_UNROLL for (int b = 0; b < nb; b++) {
+            c1[b] = (__v16si)_mm512_setzero_si512();
+            c2[b] = (__v16si)_mm512_set1_epi32(-8 * x->sums[i]);
+        }
         QS_UNROLL for (size_t l = 0; l < 4; l++) {
             const int8_t *p1 = x->p1 + 32 * i + 8 * l, *p2 = x->p2 + 32 * i + 8 * l;
             __m512i a1 = qs_quad_vnni(p1), a2 = qs_quad_vnni(p2);
@@ -2090,7 +2206,7 @@ QS_VNNI_INLINE void qs_mmq4_tile_vnni(int nb, int nt, QS_QTILE_ARGS)
             __m512i mi = _mm512_and_si512((__m512i)m[b], _mm512_set1_epi32(15));
             __mmask16 turn = _mm512_test_epi32_mask((__m512i)scale[b], _mm512_set1_epi32(1 << i));
             mi = _mm512_mask_sub_epi32(mi, turn, _mm512_setzero_si512(), mi);
-            __m512i s = qs_planes_vnni((__m512i)c1[b], (__m512i)c2[b], 8 * x->sums[i]);
+            __m512i s = _mm512_add_epi32(_mm512_slli_epi32((__m512i)c1[b], 8), (__m512i)c2[b]);
             sum[b] = (__v16si)_mm512_add_epi32((__m512i)sum[b], _mm512_mullo_epi32(s, mi));
             m[b] = (__v16si)_mm512_srli_epi32((__m512i)m[b], 4);
         }
@@ -2136,13 +2252,16 @@ QS_QTILE(QS_VNNI, qs_mmq_vnni, qs_mmq_tile_vnni, 1, 4)
 QS_QTILE(QS_VNNI, qs_mmq4_vnni, qs_mmq4_tile_vnni, 4, 1)
 QS_QTILE(QS_VNNI, qs_mmq4_vnni, qs_mmq4_tile_vnni, 1, 1)
 static const qs_qset qs_qset_vnni = {
-    4,
-    {{12, {0, qs_mmq_vnni_12x1}},
-     {4, {0, qs_mmq_vnni_4x1, qs_mmq_vnni_4x2}},
-     {3, {0, 0, qs_mmq_vnni_3x2, qs_mmq_vnni_3x3, qs_mmq_vnni_3x4}},
-     {1, {0, qs_mmq_vnni_1x1, qs_mmq_vnni_1x2, qs_mmq_vnni_1x3, qs_mmq_vnni_1x4}}},
-    {{4, {0, qs_mmq4_vnni_4x1}}, {1, {0, qs_mmq4_vnni_1x1}}},
+    {4,
+     {{12, {0, qs_mmq_vnni_12x1}},
+      {4, {0, qs_mmq_vnni_4x1, qs_mmq_vnni_4x2}},
+      {3, {0, 0, qs_mmq_vnni_3x2, qs_mmq_vnni_3x3, qs_mmq_vnni_3x4}},
+      {1, {0, qs_mmq_vnni_1x1, qs_mmq_vnni_1x2, qs_mmq_vnni_1x3, qs_mmq_vnni_1x4}}}},
+    {1, {{4, {0, qs_mmq4_vnni_4x1}}, {1, {0, qs_mmq4_vnni_1x1}}}},
     qs_unpack_vnni,
+    0, /* 16-bit numbers: as fast as the planes, no faster */
+    {0, {{0, {0}}}},
+    {NULL, NULL},
 };
 QS_QENTRIES(vnni)
 
@@ -2399,7 +2518,7 @@ static void qs_unpack_neon(const char *w, char *out, size_t ahead)
 
 QS_QTILE(QS_NEON, qs_mmq_neon, qs_mmq_tile_neon, 1, 1)
 static const qs_qset qs_qset_neon = {
-    1, {{1, {0, qs_mmq_neon_1x1}}}, {{0, {0}}}, qs_unpack_neon};
+    {1, {{1, {0, qs_mmq_neon_1x1}}}}, {0, {{0, {0}}}}, qs_unpack_neon, 0, {0, {{0, {0}}}}, {NULL, NULL}};
 QS_QENTRIES(neon)
 
 static const qs_kernels QS_KERNELS_NEON = QS_TABLE(neon, scalar, neon);
@@ -2452,10 +2571,12 @@ QS_QTILE(QS_DOT, qs_mmq_neondot, qs_mmq_tile_neondot, 2, 1)
 QS_QTILE(QS_DOT, qs_mmq_neondot, qs_mmq_tile_neondot, 1, 1)
 QS_QTILE(QS_DOT, qs_mmq_neondot, qs_mmq_tile_neondot, 1, 2)
 static const qs_qset qs_qset_neondot = {
-    2,
-    {{2, {0, qs_mmq_neondot_2x1}}, {1, {0, qs_mmq_neondot_1x1, qs_mmq_neondot_1x2}}},
-    {{0, {0}}},
-    qs_unpack_neon};
+    {2, {{2, {0, qs_mmq_neondot_2x1}}, {1, {0, qs_mmq_neondot_1x1, qs_mmq_neondot_1x2}}}},
+    {0, {{0, {0}}}},
+    qs_unpack_neon,
+    0,
+    {0, {{0, {0}}}},
+    {NULL, NULL}};
 QS_QENTRIES(neondot)
 
 static const qs_kernels QS_KERNELS_NEON_DOT = QS_TABLE(neon, scalar, neondot);

@@ -469,8 +469,11 @@ static void test_integers(const qs_kernels *q, const char *isa)
         for (size_t nb = 0; nb <= 13; nb++)
             for (size_t nt = 0; nt <= 9; nt++)
                 for (size_t ng = 1; ng <= MAX_G; ng++) test_mmq(q, isa, q4, ng, nb, nt, 0);
+    for (int q4 = 0; q4 < 2; q4++) /* enough tokens for weights of 16 bits everywhere */
+        for (size_t nb = 1; nb <= 3; nb++)
+            for (size_t nt = 10; nt <= 50; nt++) test_mmq(q, isa, q4, 1 + nt % 2, nb, nt, 0);
     for (int extreme = 1; extreme <= 2; extreme++)
-        for (size_t nt = 1; nt <= 4; nt++)
+        for (size_t nt = 1; nt <= 36; nt += nt < 4 ? 1 : 8)
             for (int q4 = 0; q4 < 2; q4++) test_mmq(q, isa, q4, 1, 9, nt, extreme);
     printf("%-10s integers: %ld same, %ld not\n", isa, test_passed - count, test_failed - before);
 }
