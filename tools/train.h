@@ -16,6 +16,9 @@
 #ifndef QSAE_TOOLS_TRAIN_H
 #define QSAE_TOOLS_TRAIN_H
 
+#ifndef QSAE_WITH_FORMAT
+#define QSAE_WITH_FORMAT
+#endif
 #include "feed.h"
 #include "input.h"
 #include "progress.h"
@@ -59,7 +62,6 @@ typedef struct train_settings {
     int has_lr;
     qsae_trainer_options base; /* what all members share */
     uint64_t seed;
-    uint32_t weights; /* QSAE_TYPE_F32 or _BF16 of the result */
     float checkpoint_minutes;
     uint64_t log_every;
     int resume, keep_checkpoint, export, plan, force;
@@ -106,7 +108,7 @@ typedef struct train_run {
     train_member *members; /* [n_members] in the order of the file */
     size_t n_members, n_all_members;
     uint64_t steps;        /* each lane does */
-    uint64_t model_hash, text_hash;
+    uint64_t model_hash, text_hash, model_size;
     char *description; /* lines key=value: all that shapes the result */
     char *identity;    /* the same, and which slice this is */
     /* the state, beside that of the lanes */
@@ -120,8 +122,8 @@ typedef struct train_run {
     FILE *log;
     progress shown;
     double began, saved; /* seconds */
-    uint64_t steps_at_begin;
-    double busy_forward, busy_train;
+    double busy_forward, busy_train; /* seconds */
+    uint64_t rows_now, steps_now;    /* that were got and done in these */
 } train_run;
 
 double train_now(void); /* seconds, of a clock that only goes forward */
@@ -135,6 +137,9 @@ size_t train_buffer_rows(const train_run *r); /* a bucket */
 
 /* ---- train_run.c ---- */
 int train_create_trainers(train_run *r);
+/* Batches and buffer, where they are not there yet; keep_file: the buffer's file has
+ * what a checkpoint counts on. */
+int train_make_room(train_run *r, int keep_file);
 int train_work(train_run *r);
 
 /* ---- train_state.c ---- */
