@@ -18,8 +18,8 @@
  * ended is left out. So the same files and options give the same sequences anywhere.
  *
  * Every id has a class. In a chat the control tokens, the role and its line break are
- * TEMPLATE, as are <think>, <tool_call> and the like and the line breaks beside <think>;
- * a token that joins the role's line break with those of the message is, too. What a turn
+ * TEMPLATE, as are <think>, <tool_call> and the like and the line breaks beside them; a
+ * token that joins the role's line break with those of the message is, too. What a turn
  * says has the class of its role (a tool's response: USER, in whose turn it is rendered). */
 
 #ifndef QSAE_TOOLS_CORPUS_H
@@ -48,9 +48,10 @@ const char *corpus_class_name(corpus_class c); /* "text", "system", ... */
 typedef struct corpus_options {
     const char *const *sources; /* [n_sources] as on the command line; copied */
     size_t n_sources;
-    size_t context;         /* most ids of a sequence, at least 2 */
-    const char *text_field; /* of a line of JSON, and no "messages" then; NULL: "text" */
-    int special;            /* recognise control tokens such as <|im_start|> in text */
+    size_t context; /* most ids of a sequence, at least 2 */
+    const char
+        *text_field; /* of a line of JSON, and no "messages" then; NULL: "text" */
+    int special;     /* recognise control tokens such as <|im_start|> in text */
 } corpus_options;
 
 /* Finds the files and looks at their beginnings; no text is read yet. The model is
