@@ -78,6 +78,17 @@ int feed_next(feed *f, size_t most, feed_part *part, char *err, size_t cap)
     return 1;
 }
 
+int feed_bad_row(const feed_options *o, const feed_part *part, size_t stream, size_t row,
+                 char *err, size_t cap)
+{
+    return err_set(err, cap,
+                   "NaN or infinity in %s, at token %d (id %d) of sequence %" PRIu64
+                   " of the text",
+                   feed_stream_name(&o->streams[stream]).text,
+                   (int)part->positions[row], (int)part->ids[row],
+                   part->first + part->sequence[row]);
+}
+
 void feed_tell(const feed *f, feed_cursor *out)
 {
     *out = f->at;

@@ -63,8 +63,6 @@ typedef struct feed feed;
 /* Model and corpus are borrowed. */
 feed *feed_open_model(const qsae_model *model, corpus *text, const feed_options *o,
                       char *err, size_t cap);
-/* A folder of `harvest`; of the options the streams and `once` count. */
-feed *feed_open_files(const char *folder, const feed_options *o, char *err, size_t cap);
 void feed_close(feed *f); /* NULL is a no-op */
 
 /* 1: the next sequences, as many as there is room for, but no more after the one that
@@ -72,6 +70,10 @@ void feed_close(feed *f); /* NULL is a no-op */
 int feed_next(feed *f, size_t most, feed_part *part, char *err, size_t cap);
 void feed_tell(const feed *f, feed_cursor *out);
 int feed_seek(feed *f, const feed_cursor *to, char *err, size_t cap);
+
+/* -1 with err: "NaN or infinity in resid_post.3, at token 7 (id 40) of sequence 12". */
+int feed_bad_row(const feed_options *o, const feed_part *part, size_t stream, size_t row,
+                 char *err, size_t cap);
 
 /* Memory that feed_open_model will take beside the model; 0 if the options are invalid. */
 uint64_t feed_model_bytes(const qsae_model *model, const feed_options *o);

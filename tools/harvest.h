@@ -1,28 +1,42 @@
-/* harvest.h: the folders that `qsae harvest` writes: DIR/harvest.json says what is in them,
- * DIR/shard-00000.safetensors and so on hold the rows:
+/* harvest.h: the folders that `qsae harvest` writes. DIR/shard-00000.safetensors and so on
+ * hold the rows, whole sequences each:
  *
- *     layers.<L>.<site>  [n, width] f32 or bf16, one for every stream
- *     tokens, positions  [n] i32: the row's token id and its place in its sequence
- *     classes            [n] u8: text, system, user, assistant, template
+ *     layers.<L>.<site>  [n, width] F32 or BF16, one for every stream
+ *     tokens, positions  [n] I32: the id of the row's token, its place in its sequence
+ *     sequences          [n] I32: which sequence of the shard it belongs to
+ *     classes            [n] I32: text, system, user, assistant, template (corpus.h)
  *
- * A shard holds whole sequences. Its metadata has the settings of the harvest and where
- * the text goes on. Functions return 0, or -1 with err set. */
+ * and as metadata the settings and where the text goes on. DIR/harvest.json, which comes
+ * last, says that all is there, and what. */
 
 #ifndef QSAE_TOOLS_HARVEST_H
 #define QSAE_TOOLS_HARVEST_H
 
-#include <stddef.h>
-#include <stdint.h>
+#include "feed.h"
 
-#include "../qsae.h"
+#define HARVEST_MAX_STREAMS 4096
+#define HARVEST_MAX_EXCLUDE 64
 
-/* The width of a stream; refused if the harvest has it not. */
-int harvest_width(const char *folder, qsae_site site, int32_t layer, size_t *width,
-                  char *err, size_t cap);
-/* One more than the deepest layer. */
-int harvest_layers(const char *folder, int32_t *n_layers, char *err, size_t cap);
-/* Rows, and a number that stands for the settings and the text. */
-int harvest_summary(const char *folder, uint64_t *rows, uint64_t *longest,
-                    uint64_t *hash, char *err, size_t cap);
+typedef struct harvest {
+    char *folder;
+    feed_stream *streams; /* [n_streams] */
+    size_t n_streams, n_shards;
+    uint64_t *shard_rows; /* [n_shards] */
+    uint64_t rows, context, skip_first, exclude_classes, text_hash, model_hash;
+    int32_t exclude[HARVEST_MAX_EXCLUDE];
+    size_t n_exclude;
+    int bf16;
+} harvest;
+
+/* Reads harvest.json. 0, or -1 with err set. A zeroed harvest is closed. */
+int harvest_open(harvest *h, const char *folder, char *err, size_t cap);
+void harvest_close(harvest *h);
+/* DIR/shard-00012.safetensors */
+void harvest_shard_path(const char *folder, uint64_t shard, char *out, size_t cap);
+/* "layers.3.resid_post" */
+void harvest_tensor_name(const feed_stream *s, char *out, size_t cap);
+
+/* See feed.h; h is borrowed. Of the options the streams and `once` count. */
+feed *feed_open_files(const harvest *h, const feed_options *o, char *err, size_t cap);
 
 #endif

@@ -7,7 +7,6 @@
 #include "train.h"
 #include "cmd.h"
 #include "export.h"
-#include "harvest.h"
 #include "qread.h"
 
 #include <errno.h>
@@ -224,59 +223,12 @@ static int choose(const args *a, const char *const *names, int n, int *out)
                     names[0], names[1], names[2], names[3]);
 }
 
-/* The next item of a list with commas to out[cap]; 0 at the end, -1 if it is no item. */
-static int next_item(const char **list, char *out, size_t cap)
-{
-    size_t n = strcspn(*list, ",");
-    if (**list == 0)
-        return 0;
-    if (n == 0 || n >= cap || ((*list)[n] == ',' && (*list)[n + 1] == 0))
-        return -1;
-    memcpy(out, *list, n);
-    out[n] = 0;
-    *list += n + ((*list)[n] == ',');
-    return 1;
-}
-
-static int bad_list(const args *a, const char *what)
-{
-    return complain(CMD_USAGE, "%s: '%.100s' is no list of %s", a->option, a->value,
-                    what);
-}
-
-static int take_places(train_settings *s, const args *a, int pairs)
-{
-    const char *list = a->value;
-    char item[64];
-    int got;
-    while ((got = next_item(&list, item, sizeof item)) == 1) {
-        train_place *p = &s->places[s->n_places];
-        char *colon = strchr(item, ':');
-        if (s->n_places == TRAIN_MAX_PLACES)
-            return complain(CMD_USAGE, "%s: more than %d", a->option, TRAIN_MAX_PLACES);
-        if (!pairs != !colon)
-            return bad_list(a, pairs ? "pairs SITE:SITE" : "sites");
-        if (colon)
-            *colon = 0;
-        int code = parse_site(item, &p->site);
-        p->site_out = p->site;
-        if (code == CMD_OK && colon)
-            code = parse_site(colon + 1, &p->site_out);
-        if (code != CMD_OK)
-            return code;
-        if (colon && p->site == p->site_out)
-            return complain(CMD_USAGE, "--pairs: %s to itself is an SAE: --sites", item);
-        s->n_places++;
-    }
-    return got < 0 ? bad_list(a, "sites") : CMD_OK;
-}
-
 static int take_targets(train_settings *s, const args *a)
 {
     const char *list = a->value;
     char item[32];
     int got;
-    while ((got = next_item(&list, item, sizeof item)) == 1) {
+    while ((got = places_item(&list, item, sizeof item)) == 1) {
         float v;
         if (s->n_targets == TRAIN_MAX_TARGETS)
             return complain(CMD_USAGE, "--l0: more than %d", TRAIN_MAX_TARGETS);
@@ -288,7 +240,7 @@ static int take_targets(train_settings *s, const args *a)
                 return complain(CMD_USAGE, "--l0: %g is there twice", (double)v);
         s->targets[s->n_targets++] = (double)v;
     }
-    return got < 0 ? bad_list(a, "numbers") : CMD_OK;
+    return got < 0 ? places_bad_list(a, "numbers") : CMD_OK;
 }
 
 static int take_prefixes(train_settings *s, const args *a)
@@ -296,7 +248,7 @@ static int take_prefixes(train_settings *s, const args *a)
     const char *list = a->value;
     char item[32];
     int got;
-    while ((got = next_item(&list, item, sizeof item)) == 1) {
+    while ((got = places_item(&list, item, sizeof item)) == 1) {
         int64_t v;
         if (s->n_prefixes == sizeof s->prefixes / sizeof s->prefixes[0])
             return complain(CMD_USAGE, "--prefixes: too many");
@@ -305,32 +257,7 @@ static int take_prefixes(train_settings *s, const args *a)
             return code;
         s->prefixes[s->n_prefixes++] = (size_t)v;
     }
-    return got < 0 ? bad_list(a, "numbers") : CMD_OK;
-}
-
-static int take_exclude(train_settings *s, const args *a)
-{
-    const char *list = a->value;
-    char item[32];
-    int got;
-    while ((got = next_item(&list, item, sizeof item)) == 1) {
-        int64_t v;
-        int class = 0;
-        while (class < CORPUS_CLASSES &&
-               strcmp(item, corpus_class_name((corpus_class)class)) != 0)
-            class++;
-        if (class < CORPUS_CLASSES) {
-            s->exclude_classes |= 1u << class;
-            continue;
-        }
-        if (s->n_exclude == sizeof s->exclude / sizeof s->exclude[0])
-            return complain(CMD_USAGE, "--exclude: too many tokens");
-        int code = args_integer("--exclude", item, 0, INT32_MAX, &v);
-        if (code != CMD_OK)
-            return code;
-        s->exclude[s->n_exclude++] = (int32_t)v;
-    }
-    return got < 0 ? bad_list(a, "token ids and classes") : CMD_OK;
+    return got < 0 ? places_bad_list(a, "numbers") : CMD_OK;
 }
 
 static int take_only(train_settings *s, const args *a)
@@ -364,13 +291,13 @@ static int take_option(void *run, const args *a, int id)
     switch (id) {
     case OPT_DATA: s->data[s->n_data++] = a->value; return CMD_OK;
     case OPT_FROM: s->from = a->value; return CMD_OK;
-    case OPT_SITES: return take_places(s, a, 0);
-    case OPT_PAIRS: return take_places(s, a, 1);
+    case OPT_SITES: return places_take(&s->places, a, 0);
+    case OPT_PAIRS: return places_take(&s->places, a, 1);
     case OPT_LAYERS: s->layers = a->value; return CMD_OK;
     case OPT_L0: return take_targets(s, a);
     case OPT_PREFIXES: return take_prefixes(s, a);
     case OPT_TEXT_FIELD: s->text_field = a->value; return CMD_OK;
-    case OPT_EXCLUDE: return take_exclude(s, a);
+    case OPT_EXCLUDE: return places_exclude(&s->excluded, a);
     case OPT_BUFFER_FILE: s->buffer_file = a->value; return CMD_OK;
     case OPT_ARCH:
         code = choose(a, arch_names, 4, &choice);
@@ -472,14 +399,14 @@ static int check(train_settings *s)
     if (!s->model_path == !s->from)
         return complain(CMD_USAGE, "train needs either MODEL.qsae or --from (see: qsae "
                                    "train --help)");
-    if (s->from && (s->n_data || s->context || s->exclude_classes || s->n_exclude))
+    if (s->from && (s->n_data || s->context || s->excluded.classes || s->excluded.n))
         return complain(CMD_USAGE, "--data, --context and --exclude have no place with "
                                    "--from: the harvest has settled them");
     if (!s->from && !s->n_data)
         return complain(CMD_USAGE, "train needs --data");
-    if (!s->n_places || !s->layers || !s->base.d_sae || !s->out)
+    if (!s->places.n || !s->layers || !s->base.d_sae || !s->out)
         return complain(CMD_USAGE, "train needs %s",
-                        !s->n_places      ? "--sites or --pairs"
+                        !s->places.n      ? "--sites or --pairs"
                         : !s->layers      ? "--layers"
                         : !s->base.d_sae ? "--width"
                                           : "-o DIR");
@@ -539,8 +466,8 @@ static void set_feed_options(train_run *r)
     f->context = (size_t)s->context;
     f->skip_first = (size_t)s->skip_first;
     f->exclude = s->exclude;
-    f->n_exclude = s->n_exclude;
-    f->exclude_classes = s->exclude_classes;
+    f->n_exclude = s->excluded.n;
+    f->exclude_classes = s->excluded.classes;
     f->threads = r->model ? input_threads(&s->in, r->model) : 1;
 }
 
@@ -595,12 +522,20 @@ static int open_model(train_run *r)
 
 static int open_harvest(train_run *r)
 {
+    train_settings *s = &r->s;
+    const harvest *h = &r->harvest;
     char err[ERR_CAP];
-    uint64_t rows;
-    if (harvest_summary(r->s.from, &rows, &r->s.context, &r->text_hash, err, sizeof err))
+    if (harvest_open(&r->harvest, s->from, err, sizeof err))
         return complain(CMD_FAILED, "%s", err);
-    if (!r->s.tokens)
-        r->s.tokens = rows;
+    if (!s->tokens)
+        s->tokens = h->rows;
+    s->context = h->context;
+    s->skip_first = h->skip_first;
+    s->excluded.classes = (uint32_t)h->exclude_classes;
+    memcpy(s->excluded.ids, h->exclude, sizeof h->exclude);
+    s->excluded.n = h->n_exclude;
+    r->text_hash = h->text_hash;
+    r->model_hash = h->model_hash;
     return CMD_OK;
 }
 
@@ -658,16 +593,17 @@ static int describe(train_run *r)
     ADD("batch", "%" PRIu64, s->batch);
     ADD("context", "%" PRIu64, s->context);
     ADD("buffer", "%zu", train_buffer_rows(r));
-    if (!s->from)
-        ADD("skip-first", "%" PRIu64, s->skip_first);
+    ADD("skip-first", "%" PRIu64, s->skip_first);
+    if (r->harvest.bf16)
+        ADD("rows", "bf16");
     list[0] = 0;
-    for (size_t i = 0, at = 0; i < s->n_exclude && at + 24 < sizeof list; i++)
+    for (size_t i = 0, at = 0; i < s->excluded.n && at + 24 < sizeof list; i++)
         at += (size_t)snprintf(list + at, sizeof list - at, "%s%d", i ? "," : "",
-                               (int)s->exclude[i]);
-    if (s->n_exclude)
+                               (int)s->excluded.ids[i]);
+    if (s->excluded.n)
         ADD("exclude", "%s", list);
-    if (s->exclude_classes)
-        ADD("exclude-classes", "%u", (unsigned)s->exclude_classes);
+    if (s->excluded.classes)
+        ADD("exclude-classes", "%u", (unsigned)s->excluded.classes);
     ADD("norm-ratio", "%.9g", (double)s->norm_ratio);
     ADD("b-dec", "%s", s->b_dec_zero ? "zero" : "mean");
     ADD("no-pre-bias", "%d", o->no_b_dec_input);
@@ -684,8 +620,7 @@ static int describe(train_run *r)
     ADD("dead-tokens", "%" PRIu64, s->dead_tokens);
     ADD("seed", "%" PRIu64, s->seed);
     ADD("text", "%016" PRIx64, r->text_hash);
-    if (r->model)
-        ADD("model", "%016" PRIx64, r->model_hash);
+    ADD("model", "%016" PRIx64, r->model_hash);
 #undef ADD
     if (qfile_meta_finish(&m, err, sizeof err)) {
         qfile_meta_free(&m);
@@ -788,7 +723,7 @@ static int open_feed(train_run *r)
     char err[ERR_CAP];
     set_feed_options(r);
     r->feed = r->model ? feed_open_model(r->model, r->text, &r->feed_options, err, sizeof err)
-                       : feed_open_files(r->s.from, &r->feed_options, err, sizeof err);
+                       : feed_open_files(&r->harvest, &r->feed_options, err, sizeof err);
     return r->feed ? CMD_OK : complain(CMD_FAILED, "%s", err);
 }
 
@@ -854,6 +789,7 @@ static void close_run(train_run *r)
     }
     shuffle_close(&r->buffer);
     feed_close(r->feed);
+    harvest_close(&r->harvest);
     corpus_close(r->text);
     qsae_model_close(r->model);
     free(r->lanes);

@@ -19,38 +19,29 @@
 #ifndef QSAE_WITH_FORMAT
 #define QSAE_WITH_FORMAT
 #endif
-#include "feed.h"
+#include "harvest.h"
 #include "input.h"
+#include "places.h"
 #include "progress.h"
 #include "qfile.h"
 #include "shuffle.h"
 
-enum { CMD_STOPPED = 3 }; /* by a signal, with a checkpoint: --resume goes on */
-
 #define TRAIN_MAX_TARGETS 16
-#define TRAIN_MAX_PLACES  32
 #define TRAIN_MAX_LAYERS  512
-
-typedef struct train_place {
-    int site, site_out; /* equal: no transcoder */
-} train_place;
 
 typedef struct train_settings {
     input in; /* threads, isa, no_verify */
     const char *model_path, *from, *out;
     const char **data; /* [n_data] */
     size_t n_data;
-    train_place places[TRAIN_MAX_PLACES];
-    size_t n_places;
+    places_list places;
     const char *layers; /* "0-27", "3,5", "all" */
     double targets[TRAIN_MAX_TARGETS];
     size_t n_targets; /* 0: one SAE a place, with a fixed coefficient */
     uint64_t tokens;  /* rows each SAE is trained on; 0: what the text has */
     uint64_t context, batch, buffer, buffer_size, skip_first;
     const char *buffer_file;
-    int32_t exclude[64];
-    size_t n_exclude;
-    uint32_t exclude_classes;
+    places_excluded excluded;
     const char *text_field;
     int special;
     float norm_ratio; /* rows longer than so many medians are left out; 0: none */
@@ -98,6 +89,7 @@ typedef struct train_run {
     train_settings s;
     qsae_model *model; /* NULL with --from */
     corpus *text;
+    harvest harvest; /* of --from */
     feed *feed;
     feed_options feed_options;
     feed_stream *streams; /* [n_streams] of this slice */

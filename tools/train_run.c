@@ -108,14 +108,9 @@ static int append(train_run *r, const feed_part *part)
     if (shuffle_append(&r->buffer, part->rows, part->n, &row, &column, err, sizeof err) ==
         0)
         return CMD_OK;
-    if (row == SIZE_MAX)
-        return complain(CMD_FAILED, "%s", err);
-    return complain(CMD_FAILED,
-                    "NaN or infinity in %s, at token %d (id %d) of sequence %" PRIu64
-                    " of the text",
-                    feed_stream_name(&r->streams[column]).text,
-                    (int)part->positions[row], (int)part->ids[row],
-                    part->first + part->sequence[row]);
+    if (row != SIZE_MAX)
+        feed_bad_row(&r->feed_options, part, column, row, err, sizeof err);
+    return complain(CMD_FAILED, "%s", err);
 }
 
 static int fill(train_run *r)
@@ -356,7 +351,7 @@ static int is_done(const train_run *r)
 int train_make_room(train_run *r, int keep_file)
 {
     char err[ERR_CAP];
-    size_t widths[2 * TRAIN_MAX_PLACES * TRAIN_MAX_LAYERS];
+    size_t widths[2 * PLACES_MAX * TRAIN_MAX_LAYERS];
     for (size_t i = 0; i < r->n_streams; i++)
         widths[i] = r->streams[i].width;
     for (size_t i = 0; i < r->n_lanes; i++) {

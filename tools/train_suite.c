@@ -1,54 +1,11 @@
 /* Which SAEs `qsae train` makes: layers times places times targets; a slice of them. */
 
 #include "cmd.h"
-#include "harvest.h"
 #include "train.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* ---- layers ---- */
-
-/* One number of a list, and what stands behind it. */
-static int take_number(const char **s, int64_t *out)
-{
-    char number[8];
-    size_t n = strspn(*s, "0123456789");
-    if (n == 0 || n >= sizeof number)
-        return -1;
-    memcpy(number, *s, n);
-    number[n] = 0;
-    *out = atoi(number);
-    *s += n;
-    return 0;
-}
-
-/* "0-3,7" or "all" marks wanted[0 .. n_layers - 1]. */
-static int parse_layers(const char *text, int64_t n_layers, char *wanted)
-{
-    const char *s = text;
-    int64_t a, b;
-    if (strcmp(text, "all") == 0) {
-        memset(wanted, 1, (size_t)n_layers);
-        return CMD_OK;
-    }
-    for (;;) {
-        int bad = take_number(&s, &a);
-        b = a;
-        if (!bad && *s == '-')
-            s++, bad = take_number(&s, &b);
-        if (bad || b < a || (*s != 0 && *s != ','))
-            return complain(CMD_USAGE, "--layers: '%.60s' is no list such as 0-3,7",
-                            text);
-        if (b >= n_layers)
-            return complain(CMD_FAILED, "--layers: layer %d; the model has 0..%d", (int)b,
-                            (int)n_layers - 1);
-        memset(wanted + a, 1, (size_t)(b - a + 1));
-        if (*s++ == 0)
-            return CMD_OK;
-    }
-}
 
 /* ---- lanes and members ---- */
 
@@ -81,15 +38,15 @@ static int by_name(const void *a, const void *b)
 static int all_lanes(train_run *r, const char *wanted, int32_t n_layers)
 {
     const train_settings *s = &r->s;
-    r->lanes = calloc((size_t)n_layers * s->n_places + 1, sizeof *r->lanes);
+    r->lanes = calloc((size_t)n_layers * s->places.n + 1, sizeof *r->lanes);
     if (!r->lanes)
         return complain(CMD_FAILED, "out of memory");
     for (int32_t layer = 0; layer < n_layers; layer++)
-        for (size_t i = 0; wanted[layer] && i < s->n_places; i++) {
+        for (size_t i = 0; wanted[layer] && i < s->places.n; i++) {
             train_lane *l = &r->lanes[r->n_lanes++];
             l->layer = layer;
-            l->site = s->places[i].site;
-            l->site_out = s->places[i].site_out;
+            l->site = s->places.list[i].site;
+            l->site_out = s->places.list[i].site_out;
             name_lane(l);
         }
     qsort(r->lanes, r->n_lanes, sizeof *r->lanes, by_place);
@@ -188,6 +145,15 @@ static size_t stream(feed_stream *list, size_t *n, int site, int32_t layer)
     return (*n)++;
 }
 
+/* The width of a stream of the harvest; 0: it has it not. */
+static size_t harvested(const train_run *r, const feed_stream *s)
+{
+    for (size_t i = 0; i < r->harvest.n_streams; i++)
+        if (r->harvest.streams[i].site == s->site && r->harvest.streams[i].layer == s->layer)
+            return r->harvest.streams[i].width;
+    return 0;
+}
+
 static int streams(train_run *r)
 {
     free(r->streams);
@@ -201,33 +167,42 @@ static int streams(train_run *r)
         l->out = stream(r->streams, &r->n_streams, l->site_out, l->layer);
     }
     for (size_t i = 0; i < r->n_streams; i++) {
-        char err[ERR_CAP];
         feed_stream *s = &r->streams[i];
-        if (r->model)
-            s->width = qsae_site_width(r->model, s->site);
-        else if (harvest_width(r->s.from, s->site, s->layer, &s->width, err, sizeof err))
-            return complain(CMD_FAILED, "%s", err);
+        s->width = r->model ? qsae_site_width(r->model, s->site) : harvested(r, s);
+        if (s->width == 0)
+            return complain(CMD_FAILED, "%.300s has no rows of %s", r->s.from,
+                            feed_stream_name(s).text);
     }
     return CMD_OK;
+}
+
+static int layer_harvested(const train_run *r, int32_t layer)
+{
+    for (size_t i = 0; i < r->harvest.n_streams; i++)
+        if (r->harvest.streams[i].layer == layer)
+            return 1;
+    return 0;
 }
 
 int train_make_suite(train_run *r)
 {
     char wanted[TRAIN_MAX_LAYERS];
-    char err[ERR_CAP];
     int32_t n_layers = 0;
     memset(wanted, 0, sizeof wanted);
     if (r->model) {
         qsae_model_info info;
         qsae_model_get_info(r->model, &info);
         n_layers = info.n_layers;
-    } else if (harvest_layers(r->s.from, &n_layers, err, sizeof err)) {
-        return complain(CMD_FAILED, "%s", err);
     }
+    for (size_t i = 0; i < r->harvest.n_streams; i++) /* those that were harvested */
+        if (r->harvest.streams[i].layer >= n_layers)
+            n_layers = r->harvest.streams[i].layer + 1;
     if (n_layers > TRAIN_MAX_LAYERS)
         return complain(CMD_FAILED, "%d layers, train takes at most %d", (int)n_layers,
                         TRAIN_MAX_LAYERS);
-    int code = parse_layers(r->s.layers, n_layers, wanted);
+    int code = places_layers(r->s.layers, n_layers, wanted);
+    for (int32_t l = 0; r->s.from && strcmp(r->s.layers, "all") == 0 && l < n_layers; l++)
+        wanted[l] = (char)layer_harvested(r, l);
     if (code == CMD_OK)
         code = all_lanes(r, wanted, n_layers);
     if (code == CMD_OK)
