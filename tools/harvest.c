@@ -4,6 +4,9 @@
 #define _POSIX_C_SOURCE 200809L
 #endif
 
+#ifndef QSAE_WITH_FORMAT
+#define QSAE_WITH_FORMAT
+#endif
 #include "harvest.h"
 #include "cmd.h"
 #include "input.h"
@@ -421,8 +424,6 @@ static uint64_t rows_so_far(const harvest_run *r)
 static int collect(harvest_run *r, uint64_t total)
 {
     char err[ERR_CAP];
-    double begin = 0;
-    (void)begin;
     for (uint64_t have = rows_so_far(r); have < total;) {
         feed_part p;
         uint64_t most = (uint64_t)r->shard_rows - r->n;

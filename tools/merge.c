@@ -129,7 +129,7 @@ static int copy(const member *m, qfile *q, char *err, size_t cap)
         source s = {m->file, &m->file->dir[i]};
         if (s.tensor->group == 1 + m->index &&
             qfile_copy(q, read_part, &s, s.tensor->hash, err, cap))
-            return err_prefix(err, cap, "%s", name_z(m->file->path).text);
+            return -1;
     }
     return 0;
 }

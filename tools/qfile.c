@@ -483,7 +483,8 @@ int qfile_copy(qfile *q, qfile_read read, void *user, uint64_t hash, char *err,
         return -1;
     return q->dir[q->at - 1].hash == hash
                ? 0
-               : err_set(err, cap, "tensor %u is not what its checksum says", q->at - 1);
+               : err_set(err, cap, "tensor %u has not the checksum that its file says",
+                         q->at - 1);
 }
 
 /* ---- ending ---- */

@@ -465,7 +465,7 @@ static void set_feed_options(train_run *r)
     f->n_streams = r->n_streams;
     f->context = (size_t)s->context;
     f->skip_first = (size_t)s->skip_first;
-    f->exclude = s->exclude;
+    f->exclude = s->excluded.ids;
     f->n_exclude = s->excluded.n;
     f->exclude_classes = s->excluded.classes;
     f->threads = r->model ? input_threads(&s->in, r->model) : 1;
