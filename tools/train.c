@@ -77,7 +77,8 @@ static const char usage[] =
     "  --export          also DIR/saelens/NAME, folders that SAELens reads\n"
     "  --force           replace what a run before left in DIR\n"
     "  --log-every N     steps; default 100\n"
-    "  --threads N       default all processors; --isa NAME; --no-screen; no bit depends on them\n"
+    "  --threads N       default all processors, 1 where there is little to do; no bit depends\n"
+    "                    on it, nor on --isa NAME and --no-screen\n"
     "  --no-verify       do not check the checksums of the model\n"
     "  --help            this text\n"
     "Interrupted (SIGINT, SIGTERM) it writes a checkpoint and exits with code 3. A run that\n"
@@ -424,6 +425,17 @@ static uint64_t least(uint64_t a, uint64_t b)
     return a < b ? a : b;
 }
 
+/* Of a step that takes a thread some milliseconds, waiting for one another is the most. */
+static int trainer_threads(const train_run *r)
+{
+    size_t width = 1;
+    for (size_t i = 0; i < r->n_streams; i++)
+        if (r->streams[i].width > width)
+            width = r->streams[i].width;
+    double work = (double)width * (double)r->s.base.d_sae * (double)r->s.batch;
+    return r->s.in.threads || work >= 1e9 ? sae_threads(&r->s.in) : 1;
+}
+
 /* What follows from the number of steps. */
 static void settle_schedule(train_run *r)
 {
@@ -440,7 +452,7 @@ static void settle_schedule(train_run *r)
     o->dead_steps = s->dead_tokens / s->batch;
     if (o->dead_steps == 0)
         o->dead_steps = 1;
-    o->n_threads = sae_threads(&s->in);
+    o->n_threads = trainer_threads(r);
     o->isa = s->in.isa;
 }
 
