@@ -18,7 +18,8 @@
 
 #define OWN_MEMORY  (24u << 20) /* the program, the text, the log */
 #define DISK_SPEED  3e8         /* bytes a second of a checkpoint, with its fsync */
-#define MEASURE     5.0         /* seconds, about, that a measurement may take */
+#define MEASURE     5.0         /* seconds, about, that a measurement may take; */
+#define ENOUGH      4096        /* rows are measured after a tenth of that, too */
 #define MATCH_STEPS 12          /* to find the thresholds that give the L0 aimed at */
 
 typedef struct amounts {
@@ -190,7 +191,8 @@ static int take_rows(train_run *r, sample *s)
             continue;
         }
         double spent = train_now() - start;
-        if (timed > before && spent > MEASURE) {
+        if (timed > before && (spent > MEASURE || (spent > MEASURE / 10 &&
+                                                   timed - before >= ENOUGH))) {
             s->seconds_per_row = spent / (double)(timed - before);
             break;
         }
