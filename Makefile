@@ -41,13 +41,13 @@ TESTS = $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
 # White-box tests include qsae.c itself and must not be linked with it.
 WHITEBOX = $(patsubst tests/%.c,$(BUILD)/tests/%,\
              $(shell grep -l '^.include "../qsae.c"' tests/test_*.c tests/fuzz_*.c 2>/dev/null))
-HELPERS = $(BUILD)/tests/print_tensors $(BUILD)/tests/big_convert # what other tests run
+HELPERS = $(patsubst %,$(BUILD)/tests/%,print_tensors big_convert train_kill) # what other tests run
 EXAMPLES = $(patsubst examples/%.c,$(BUILD)/examples/%,$(wildcard examples/[0-9]*.c))
 FUZZERS = $(patsubst tests/%.c,$(BUILD)/fuzz/%,$(wildcard tests/fuzz_*.c))
 REPLAYS = $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/fuzz_*.c))
 TOY = $(BUILD)/toy.qsae $(BUILD)/toy-sae.qsae
 
-.PHONY: all demo test check asan fuzz toy examples symbols campaign-tokenizer big-convert clean help
+.PHONY: all demo test check asan fuzz toy examples symbols campaign-tokenizer big-convert train-kill clean help
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -82,6 +82,9 @@ campaign-tokenizer: $(BUILD)/qsae $(BUILD)/libqsae.so ## hours: the tokenizer ag
 
 big-convert: $(BUILD)/qsae $(BUILD)/tests/big_convert ## minutes, 5 GiB: time and memory of a 2 GiB conversion
 	$(BUILD)/tests/big_convert $(BUILD)/qsae $(BUILD)/tmp/big-convert
+
+train-kill: $(BUILD)/qsae $(TOY) $(BUILD)/tests/train_kill ## minutes: training killed at 60 random moments and resumed
+	$(BUILD)/tests/train_kill $(BUILD)/qsae $(BUILD)/toy.qsae examples/toy/corpus/valid.jsonl $(BUILD)/tmp/train-kill 60
 
 clean: ## remove the build folder
 	rm -rf "$(BUILD)"

@@ -43,11 +43,14 @@ run_one() {
 for program in "$@"; do
     run_one "$(basename "$program")" $RUN "$program" "$BUILD"
 done
-for script in symbols test_build test_cli test_text test_check test_gguf_cli test_bench test_compare test_examples; do
+for script in symbols test_build test_cli test_text test_check test_gguf_cli test_bench test_compare test_train test_examples; do
     run_one $script sh tests/$script.sh
 done
 # A converter killed at random moments; make big-convert does it with 2 GiB.
 [ -n "$RUN" ] || run_one big_convert "$BUILD/tests/big_convert" "$BUILD/qsae" "$BUILD/tmp/big" 4096 256 20
+# A training likewise, and resumed each time; make train-kill does it 60 times.
+[ -n "$RUN" ] || run_one train_kill "$BUILD/tests/train_kill" "$BUILD/qsae" "$BUILD/toy.qsae" \
+    examples/toy/corpus/valid.jsonl "$BUILD/tmp/train-kill" 8
 
 echo "$total_passed passed, $total_failed failed"
 [ "$total_failed" -eq 0 ]

@@ -247,29 +247,41 @@ static int read_messages(chat *c, const json_value *list)
     return check_reasoning(c, list);
 }
 
-int chat_read(chat *c, const char *json, size_t len, int32_t format, char *err,
-              size_t cap)
+static void begin(chat *c, int32_t format, char *err, size_t cap)
 {
     memset(c, 0, sizeof *c);
     c->later = format == QSAE_CHAT_QWEN3_LATER;
     c->err = err;
     c->err_cap = cap;
-    c->doc = json_parse(json, len, err, cap);
-    if (!c->doc)
+}
+
+int chat_take(chat *c, json_doc *doc, const json_value *messages,
+              const json_value *tools, int32_t format, char *err, size_t cap)
+{
+    begin(c, format, err, cap);
+    c->doc = doc;
+    return read_messages(c, messages) ? -1 : read_tools(c, tools);
+}
+
+int chat_read(chat *c, const char *json, size_t len, int32_t format, char *err,
+              size_t cap)
+{
+    begin(c, format, err, cap);
+    json_doc *doc = c->doc = json_parse(json, len, err, cap);
+    if (!doc)
         return -1;
-    const json_value *root = json_root(c->doc);
+    const json_value *root = json_root(doc);
     if (root->type != JSON_OBJECT)
-        return read_messages(c, root);
-    for (const json_value *v = json_first(c->doc, root); v; v = json_next(c->doc, v)) {
+        return chat_take(c, doc, root, NULL, format, err, cap);
+    for (const json_value *v = json_first(doc, root); v; v = json_next(doc, v)) {
         size_t n;
-        const char *key = json_key(c->doc, v, &n);
+        const char *key = json_key(doc, v, &n);
         if (strcmp(key, "messages") != 0 && strcmp(key, "tools") != 0)
             return FAIL(c, "\"%s\" is not known beside \"messages\" and \"tools\"",
                         name_n(key, n).text);
     }
-    if (read_messages(c, json_get(c->doc, root, "messages")))
-        return -1;
-    return read_tools(c, json_get(c->doc, root, "tools"));
+    return chat_take(c, doc, json_get(doc, root, "messages"),
+                     json_get(doc, root, "tools"), format, err, cap);
 }
 
 void chat_free(chat *c)

@@ -34,6 +34,10 @@ typedef struct chat {
  *     question.) */
 int chat_read(chat *c, const char *json, size_t len, int32_t format, char *err,
               size_t cap);
+/* The same of values of a document (tools may be NULL), which the chat owns from now on,
+ * whatever is returned. */
+int chat_take(chat *c, json_doc *doc, const json_value *messages,
+              const json_value *tools, int32_t format, char *err, size_t cap);
 void chat_free(chat *c);
 
 #endif

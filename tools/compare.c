@@ -15,6 +15,7 @@
 
 #include "cmd.h"
 #include "input.h"
+#include "logits.h"
 #include "text.h"
 
 #include <math.h>
@@ -384,36 +385,16 @@ static void close_all(compare_run *r)
 
 /* --------------------------------------------------------------------- the arithmetic */
 
-/* The largest logit's id in *top, the log of the sum of exp(logit) returned; NaN if a logit
- * is not finite. */
-static double log_sum(const float *logits, size_t n, size_t *top)
-{
-    double sum = 0;
-    *top = 0;
-    for (size_t i = 0; i < n; i++) {
-        if (!isfinite(logits[i]))
-            return NAN;
-        if (logits[i] > logits[*top])
-            *top = i;
-    }
-    for (size_t i = 0; i < n; i++)
-        sum += exp((double)logits[i] - (double)logits[*top]);
-    return (double)logits[*top] + log(sum);
-}
-
 /* next: the id that follows, -1 for none. */
 static int add_logits(compare_run *r, const float *a, const float *b, int32_t next,
                       size_t token)
 {
     size_t n = (size_t)r->side[A].info.vocab_size, top_a, top_b;
-    double la = log_sum(a, n, &top_a), lb = log_sum(b, n, &top_b), kl = 0;
+    double la = logits_log_sum(a, n, &top_a), lb = logits_log_sum(b, n, &top_b);
     if (isnan(la) || isnan(lb))
         return complain(CMD_FAILED, "%.300s: a logit after token %zu is not finite",
                         r->side[isnan(la) ? A : B].path, token);
-    for (size_t i = 0; i < n; i++) {
-        double p = (double)a[i] - la, q = (double)b[i] - lb;
-        kl += exp(p) * (p - q);
-    }
+    double kl = logits_kl(a, la, b, lb, n);
     r->kl += kl;
     if (kl > r->kl_largest)
         r->kl_largest = kl;
