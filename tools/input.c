@@ -119,9 +119,11 @@ int input_open_model(const input *in, const char *path, qsae_model **model)
     return CMD_OK;
 }
 
-static int32_t default_threads(const qsae_model *model)
+int32_t input_threads(const input *in, const qsae_model *model)
 {
     qsae_model_info info;
+    if (in->threads)
+        return in->threads;
     qsae_model_get_info(model, &info);
     long n = info.file_size < SMALL_MODEL ? 1 : sysconf(_SC_NPROCESSORS_ONLN);
     return n < 1 ? 1 : n > 1024 ? 1024 : (int32_t)n;
@@ -141,7 +143,7 @@ int input_context(const input *in, const qsae_model *model, size_t n_ctx,
     memset(&options, 0, sizeof options);
     options.n_ctx = (int32_t)n_ctx;
     options.n_batch = (int32_t)n;
-    options.n_threads = in->threads ? in->threads : default_threads(model);
+    options.n_threads = input_threads(in, model);
     if (qsae_ctx_create(model, &options, ctx, &err) != QSAE_OK)
         return complain_library(NULL, &err);
     *chunk = n;
