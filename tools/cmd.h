@@ -8,7 +8,8 @@
 enum {
     CMD_OK = 0,
     CMD_FAILED = 1, /* the work could not be done: a file, memory, a mismatch */
-    CMD_USAGE = 2   /* the command line is wrong */
+    CMD_USAGE = 2,  /* the command line is wrong */
+    CMD_STOPPED = 3 /* a signal asked to stop, and what is needed to go on was saved */
 };
 
 int cmd_convert(int argc, char **argv);
@@ -26,5 +27,8 @@ int cmd_chat_template(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
 int cmd_compare(int argc, char **argv);
 int cmd_eval(int argc, char **argv);
+int cmd_train(int argc, char **argv);
+int cmd_harvest(int argc, char **argv);
+int cmd_merge(int argc, char **argv);
 
 #endif

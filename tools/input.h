@@ -81,6 +81,8 @@ int input_open_model(const input *in, const char *path, qsae_model **model);
 /* *ids [*n] with n >= 1 receives the tokens, all of them in the vocabulary; free()
    it. */
 int input_ids(const input *in, const qsae_model *model, int32_t **ids, size_t *n);
+/* Threads for a context: --threads, or what the model deserves. */
+int32_t input_threads(const input *in, const qsae_model *model);
 /* A context for n_ctx tokens, of which at most n_prompt are evaluated at once.
    *chunk receives how many * tokens an eval should get. */
 int input_context(const input *in, const qsae_model *model, size_t n_ctx,

@@ -34,6 +34,9 @@ static const struct {
     {"bench", cmd_bench, "how fast this machine is, and how much of that is used"},
     {"compare", cmd_compare, "how far two files of one model differ on a text"},
     {"eval", cmd_eval, "how faithful SAEs are: metrics, tables and a report"},
+    {"train", cmd_train, "SAEs from a model and a text"},
+    {"harvest", cmd_harvest, "activations of a text to files, to train on"},
+    {"merge", cmd_merge, "SAE files to one suite"},
 };
 
 enum { N_COMMANDS = (int)(sizeof commands / sizeof commands[0]) };

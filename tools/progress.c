@@ -4,6 +4,7 @@
 #include "progress.h"
 
 #include <inttypes.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -30,6 +31,14 @@ void progress_begin(progress *p, const char *what, uint64_t total)
         p->begun = p->shown = now_ms();
 }
 
+static void put(progress *p, const char *text, int n, uint64_t now)
+{
+    fprintf(stderr, "\r%-*s", p->width, text);
+    fflush(stderr);
+    p->width = n > p->width ? n : p->width;
+    p->shown = now;
+}
+
 static void show(progress *p, uint64_t now)
 {
     double seconds = (double)(now - p->begun) / 1e3, speed = (double)p->done / seconds;
@@ -38,10 +47,12 @@ static void show(progress *p, uint64_t now)
     int n = snprintf(text, sizeof text, "%s %3.0f %%  %.0f MB/s  ETA %.0f s", p->what,
                      p->total ? 100.0 * (double)p->done / (double)p->total : 100.0,
                      speed / 1e6, speed > 0 ? (double)left / speed : 0.0);
-    fprintf(stderr, "\r%-*s", p->width, text);
-    fflush(stderr);
-    p->width = n > p->width ? n : p->width;
-    p->shown = now;
+    put(p, text, n, now);
+}
+
+static int is_due(const progress *p, uint64_t now)
+{
+    return now - p->begun >= FIRST_MS && now - p->shown >= EVERY_MS;
 }
 
 void progress_add(progress *p, uint64_t bytes)
@@ -50,8 +61,21 @@ void progress_add(progress *p, uint64_t bytes)
     if (!p->terminal)
         return;
     uint64_t now = now_ms();
-    if (now - p->begun >= FIRST_MS && now - p->shown >= EVERY_MS)
+    if (is_due(p, now))
         show(p, now);
+}
+
+void progress_say(progress *p, const char *format, ...)
+{
+    char text[160];
+    va_list ap;
+    uint64_t now = p->terminal ? now_ms() : 0;
+    if (!p->terminal || !is_due(p, now))
+        return;
+    va_start(ap, format);
+    vsnprintf(text, sizeof text, format, ap);
+    va_end(ap);
+    put(p, text, (int)strlen(text), now);
 }
 
 void progress_end(progress *p)

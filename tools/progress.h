@@ -15,6 +15,12 @@ typedef struct progress {
 
 void progress_begin(progress *p, const char *what, uint64_t total);
 void progress_add(progress *p, uint64_t bytes);
+/* A line of the caller's own in its place, shown at most five times a second. */
+void progress_say(progress *p, const char *format, ...)
+#if defined(__GNUC__)
+    __attribute__((format(printf, 2, 3)))
+#endif
+    ;
 /* Wipes the line; also before anything else is printed. */
 void progress_end(progress *p);
 

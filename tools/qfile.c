@@ -461,6 +461,32 @@ int qfile_matrix(qfile *q, qfile_fill fill, void *user, char *err, size_t cap)
     return tensor_end(q, err, cap);
 }
 
+/* ---- copies ---- */
+
+int qfile_copy(qfile *q, qfile_read read, void *user, uint64_t hash, char *err,
+               size_t cap)
+{
+    const size_t part = (size_t)PACK_VALUES * 4;
+    uint32_t layout = q->at < q->n ? q->dir[q->at].layout : 0;
+    if (tensor_begin(q, layout, layout, err, cap))
+        return -1;
+    const qsae_tensor_record *t = &q->dir[q->at];
+    unsigned char *data = malloc(part);
+    int status = data ? 0 : err_set(err, cap, "out of memory");
+    for (uint64_t at = 0; at < t->size && !status;) {
+        size_t n = t->size - at < part ? (size_t)(t->size - at) : part;
+        status = read(user, at, data, n, err, cap) || emit(q, data, n, err, cap);
+        at += n;
+    }
+    free(data);
+    if (status || tensor_end(q, err, cap))
+        return -1;
+    return q->dir[q->at - 1].hash == hash
+               ? 0
+               : err_set(err, cap, "tensor %u has not the checksum that its file says",
+                         q->at - 1);
+}
+
 /* ---- ending ---- */
 
 static int write_index(qfile *q, char *err, size_t cap)

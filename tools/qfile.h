@@ -56,6 +56,13 @@ int qfile_matrix(qfile *q, qfile_fill fill, void *user, char *err, size_t cap);
 int qfile_vector(qfile *q, const float *values, char *err, size_t cap); /* [cols] */
 int qfile_bytes(qfile *q, const void *data, char *err, size_t cap); /* [cols] bytes */
 
+/* The next declared tensor as another file stores it, padding and all: `read` gives bytes
+ * offset .. offset + size - 1 of it, whose hash must be `hash`. */
+typedef int (*qfile_read)(void *user, uint64_t offset, void *out, size_t size, char *err,
+                          size_t cap);
+int qfile_copy(qfile *q, qfile_read read, void *user, uint64_t hash, char *err,
+               size_t cap);
+
 typedef int (*qfile_check)(const char *path, char *err, size_t cap);
 int qfile_finish(qfile *q, qfile_check check, char *err,
                  size_t cap); /* check may be NULL; frees q */

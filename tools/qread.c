@@ -156,6 +156,14 @@ const char *qread_meta_value(const char *text, const char *key, size_t *len)
 
 /* ---- tensors ---- */
 
+int qread_bytes(const qread *q, const qsae_tensor_record *t, uint64_t offset,
+                size_t size, void *out, char *err, size_t cap)
+{
+    if (offset > t->size || size > t->size - offset)
+        return fail(q, "internal: a part of a tensor that is not there", err, cap);
+    return read_at(q, t->offset + offset, out, size, err, cap);
+}
+
 /* n values from byte `at` on, `step` bytes apart in a run of whole values. */
 static int read_run(const qread *q, const qsae_tensor_record *t, uint64_t at, size_t n,
                     size_t step, float *out, char *err, size_t cap)

@@ -44,6 +44,10 @@ int qread_meta(const qread *q, uint32_t group, char **text, char *err, size_t ca
 /* The value of a line key=value of such a text, [*len], or NULL. text may be NULL. */
 const char *qread_meta_value(const char *text, const char *key, size_t *len);
 
+/* Bytes of a tensor as they are stored, from byte `offset` of it on. */
+int qread_bytes(const qread *q, const qsae_tensor_record *t, uint64_t offset,
+                size_t size, void *out, char *err, size_t cap);
+
 /* Rows row .. row + n_rows - 1, columns col .. col + n_cols - 1 of a tensor of any
  * layout but BYTES, as f32 (exactly), to out[n_rows, n_cols]. */
 int qread_block(const qread *q, const qsae_tensor_record *t, uint64_t row,
