@@ -166,8 +166,14 @@ static void tip_of(const row *r, char *text, size_t cap)
              r->recovered, r->delta);
 }
 
-/* L0 against EV (0) or recovered (1) of one site: a line joins the SAEs of a layer. All
- * panels have the same y axis where that leaves something to see. */
+/* A control that is far out would leave no room for the SAEs: it is in the table only. */
+static int is_shown(const row *r, int what)
+{
+    double v = value_of(r, what);
+    return is_sae(r) || (v > 0 && v < 1.5);
+}
+
+/* L0 against EV (0) or recovered (1) of one site: a line joins the SAEs of a layer. */
 static void trade_off(page *p, const char *site, int what)
 {
     static const char *const labels[] = {"EV_mean", "recovered_mean"};
@@ -180,12 +186,11 @@ static void trade_off(page *p, const char *site, int what)
     for (size_t i = 0; i < p->n && list && x; i++) {
         const row *r = &p->rows[i];
         if (is_joint(r) || strcmp(r->site, site) != 0 || !(r->l0 > 0) ||
-            !isfinite(value_of(r, what)))
+            !isfinite(value_of(r, what)) || !is_shown(r, what))
             continue;
         list[n++] = r;
         grow(r->l0, &g.x0, &g.x1);
-        if (is_sae(r) || value_of(r, what) > 0)
-            grow(value_of(r, what), &g.y0, &g.y1);
+        grow(value_of(r, what), &g.y0, &g.y1);
     }
     if (n > 0 && isfinite(g.y0)) {
         grow(1, &g.y0, &g.y1);
@@ -198,11 +203,9 @@ static void trade_off(page *p, const char *site, int what)
                     x[m] = list[i]->l0;
                     y[m++] = value_of(list[i], what);
                 }
-            plot_line(&g, x, y, m, color_of(site));
+            plot_line(&g, x, y, m, color_of(site), 0);
         }
         for (size_t i = 0; i < n; i++) {
-            if (!is_sae(list[i]) && !(value_of(list[i], what) > 0))
-                continue;
             tip_of(list[i], tip, sizeof tip);
             plot_point(&g, list[i]->l0, value_of(list[i], what),
                        is_sae(list[i])                        ? color_of(site)
@@ -217,6 +220,21 @@ static void trade_off(page *p, const char *site, int what)
     }
     free(list);
     free(x);
+}
+
+/* The number of a row's variant, in the order of their first rows. */
+static int dash_of(const page *p, size_t i)
+{
+    int n = 0;
+    for (size_t k = 0; k < i; k++) {
+        size_t j = 0;
+        if (strcmp(p->rows[k].variant, p->rows[i].variant) == 0)
+            return dash_of(p, k);
+        while (j < k && strcmp(p->rows[j].variant, p->rows[k].variant) != 0)
+            j++;
+        n += j == k && is_sae(&p->rows[k]);
+    }
+    return n;
 }
 
 /* Every (site, variant) once: is row i the first of its curve? */
@@ -270,9 +288,7 @@ static void by_layer(page *p, int what)
                 tip_of(r, tip, sizeof tip);
                 plot_point(&g, x[n - 1], y[n - 1], color_of(r->site), 0, tip);
             }
-        plot_line(&g, x, y, n, color_of(first->site));
-        if (n)
-            plot_label(&g, x[n - 1], y[n - 1], "");
+        plot_line(&g, x, y, n, color_of(first->site), dash_of(p, i));
     }
     plot_end(&g);
     free(x);
@@ -470,11 +486,30 @@ static void legend(page *p, int controls)
     fputs("</ul>\n", p->f);
 }
 
+/* Which line is which, where a site has several. */
+static void variants(page *p)
+{
+    static const char *const looks[] = {"solid", "dashed", "dotted", "finely dotted"};
+    int n = 0, last = -1;
+    fputs("<p>A line for every site", p->f);
+    for (size_t i = 0; i < p->n; i++)
+        n = is_sae(&p->rows[i]) && dash_of(p, i) > n ? dash_of(p, i) : n;
+    for (size_t i = 0; i < p->n && n > 0 && n < 4; i++) {
+        if (!is_sae(&p->rows[i]) || dash_of(p, i) <= last)
+            continue;
+        last = dash_of(p, i);
+        fprintf(p->f, "%s%s: ", last ? ", " : "; ", looks[last]);
+        put(p->f, p->rows[i].variant + (p->rows[i].variant[0] == '.'));
+    }
+    fputs(n < 4 ? ".</p>\n" : " and variant.</p>\n", p->f);
+}
+
 static void plots(page *p)
 {
     fputs(
         "<h2>Sparsity and fidelity</h2>\n<p>A point is an SAE, the number its layer; a "
-        "line joins the SAEs of one layer.</p>\n",
+        "line joins the SAEs of one layer. Where replacing rows by their mean hardly "
+        "changes the loss, recovered_mean says little: see the table.</p>\n",
         p->f);
     legend(p, 1);
     fputs("<div class=\"plots\">\n", p->f);
@@ -482,10 +517,8 @@ static void plots(page *p)
         for (size_t i = 0; i < p->n; i++)
             if (begins_site(p, i))
                 trade_off(p, p->rows[i].site, what);
-    fputs(
-        "</div>\n<h2>By layer</h2>\n<p>A line for every site and level of sparsity; the "
-        "label of a point says which.</p>\n",
-        p->f);
+    fputs("</div>\n<h2>By layer</h2>\n", p->f);
+    variants(p);
     legend(p, 0);
     fputs("<div class=\"plots\">\n", p->f);
     for (int what = 0; what < 3; what++)

@@ -83,11 +83,16 @@ static void ticks_x(const plot *p, int whole)
             tick_x(p, i * step + 0.0);
         return;
     }
-    int narrow = p->x1 / p->x0 < 12;
+    if (p->x1 / p->x0 < 12) { /* too few powers of ten to go by */
+        double step = step_of(p->x1 - p->x0, 6);
+        for (double i = ceil(p->x0 / step); i * step <= p->x1; i++)
+            tick_x(p, i * step);
+        return;
+    }
     for (double d = floor(log10(p->x0)); d <= ceil(log10(p->x1)); d++)
         for (int i = 0; i < 3; i++) {
             double x = pow(10, d) * times[i];
-            if (x >= p->x0 && x <= p->x1 && (narrow || i == 0 || p->x1 / p->x0 < 300))
+            if (x >= p->x0 && x <= p->x1 && (i == 0 || p->x1 / p->x0 < 300))
                 tick_x(p, x);
         }
 }
@@ -146,11 +151,16 @@ void plot_point(const plot *p, double x, double y, int series, int hollow,
     fputs("</title></circle>\n", p->f);
 }
 
-void plot_line(const plot *p, const double *x, const double *y, size_t n, int series)
+void plot_line(const plot *p, const double *x, const double *y, size_t n, int series,
+               int dash)
 {
+    static const char *const patterns[] = {"", "7 4", "3 3", "1 3"};
     if (n < 2)
         return;
-    fprintf(p->f, "<polyline class=\"l%d\" points=\"", series);
+    fprintf(p->f, "<polyline class=\"l%d\"", series);
+    if (dash)
+        fprintf(p->f, " stroke-dasharray=\"%s\"", patterns[dash < 3 ? dash : 3]);
+    fputs(" points=\"", p->f);
     for (size_t i = 0; i < n; i++)
         fprintf(p->f, "%s%.1f,%.1f", i ? " " : "", at_x(p, x[i]), at_y(p, y[i]));
     fputs("\"/>\n", p->f);

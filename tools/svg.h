@@ -24,7 +24,9 @@ void plot_begin(plot *p, FILE *f, const char *title, const char *x_label,
                 const char *y_label, int log_x, int whole_x);
 void plot_point(const plot *p, double x, double y, int series, int hollow,
                 const char *tip);
-void plot_line(const plot *p, const double *x, const double *y, size_t n, int series);
+/* dash: 0 is a solid line, 1, 2, 3 are dashed more and more finely. */
+void plot_line(const plot *p, const double *x, const double *y, size_t n, int series,
+               int dash);
 void plot_bar(const plot *p, double x0, double x1, double y, int series);
 void plot_label(const plot *p, double x, double y, const char *text);
 void plot_end(const plot *p);
