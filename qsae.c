@@ -3,7 +3,7 @@
  * How to read it
  *   the transformer        6, 7, 21        an SAE                  6, 7, 17
  *   an intervention        19, 20          why bits never differ   6, then 8-11
- *   the file               14, tools/FORMAT.md
+ *   the file               14, tools/FORMAT.md      training               25, 24
  *
  * Contents
  *    1 compiler and headers                                                  (private)
@@ -29,6 +29,8 @@
  *   21 transformer: one pass over a batch of rows                            (public)
  *   22 sampling                                                              (public)
  *   23 chat format                                                           (public)
+ *   24 training: kernels                                                    (private)
+ *   25 training: the trainer                                                 (public)
  */
 
 /* ===================================================================================================
@@ -7928,3 +7930,2312 @@ qsae_status qsae_chat_tokens(const qsae_model *model, const qsae_message *messag
 }
 
 #endif
+
+#ifndef QSAE_NO_TRAINING
+
+/* ===================================================================================================
+ * 24 Training: kernels (private)
+ *
+ * The loops of a training step, one body for all instruction sets: V is a vector of W floats, and every output has
+ * the same chain of operations in any lane. So here the portable set is not the reference; the SAE row contract of
+ * section 6 is, which tests hold against qs_dots_f32_scalar.
+ * =================================================================================================== */
+
+/* The dense encode works on QS_LATENTS rows of the encoder and QS_PANEL rows of x at a time. Both are packed in chain
+ * order, [n][QS_LATENTS] and [n][QS_PANEL]: first k = 0, 16, 32, ... (chain 0), then chains 8, 4, 12, ... in the order
+ * in which the tree takes them, so that one chain at a time fills the registers and a finished one is folded into those
+ * before it (a binary counter of tiles). */
+#define QS_PANEL 48
+#define QS_LATENTS 8
+#define QS_COLUMNS 64 /* of the reconstruction, decoded at a time: QS_COLUMNS x max_rows floats stay in the cache */
+
+static const uint8_t QS_CHAIN_ORDER[16] = {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15};
+
+/* What decides whether a pair is kept: (z + bias) norm past least and past the row's own cut */
+typedef struct qs_latent {
+    float bias, norm, least;
+} qs_latent;
+
+/* One step of Adam: m += (g scale - m) gain1; v = v beta2 + (g scale)^2 gain2; p -= rate (m / (sqrt(v) root + eps)) */
+typedef struct qs_adam {
+    float scale, gain1, beta2, gain2, root, eps, rate;
+} qs_adam;
+
+/* n is a multiple of 16; rows of x and y are counted in units of ld floats.
+ * gram       z[r][t] = w_r . x_t for QS_LATENTS x QS_PANEL, z [QS_LATENTS][QS_PANEL]; the SAE row contract
+ * pick       of z [QS_PANEL] appends the kept: row = first + t, value = z + bias. What is not a number is kept. Returns
+ *            how many; writes no more
+ * pair_dots  value[p] = w . x[row[p]]; the SAE row contract
+ * gather     y += a[p] x[row[p]] for p in order, y [n]
+ * scatter    y[row[p]] += a[p] d, y [][QS_COLUMNS], d [n], n <= QS_COLUMNS
+ * adam       g NULL: zeros */
+typedef struct qs_train_kernels {
+    void (*gram)(const float *w, const float *x, size_t n, float *z);
+    size_t (*pick)(const float *z, const qs_latent *l, const float *cut, uint32_t first, uint32_t *row,
+                   float *value);
+    void (*pair_dots)(const float *w, size_t n, const float *x, size_t ld, const uint32_t *row, size_t count,
+                      float *value);
+    void (*gather)(const float *a, const uint32_t *row, size_t count, const float *x, size_t ld, size_t n,
+                   float *y);
+    void (*scatter)(const float *a, const uint32_t *row, size_t count, const float *d, size_t n, float *y);
+    void (*adam)(const qs_adam *a, const float *g, size_t n, float *p, float *m, float *v);
+} qs_train_kernels;
+
+#if !defined(QS_UNROLL)
+#define QS_UNROLL
+#endif
+
+/* R x T: latents and vectors of rows in gram's registers. P: pairs of pair_dots, U: vectors of gather. */
+#define QS_TRAIN_SET(isa, attr, V, W, R, T, P, U)                                                                      \
+    attr static void qs_gram_##isa(const float *w, const float *x, size_t n, float *z)                                 \
+    {                                                                                                                  \
+        float kept[4][QS_LATENTS * QS_PANEL];                                                                          \
+        for (size_t at = 0; at < QS_LATENTS / (R) * (QS_PANEL / ((T) * (W))); at++) {                                  \
+            size_t r0 = at % (QS_LATENTS / (R)) * (R), t0 = at / (QS_LATENTS / (R)) * ((T) * (W));                     \
+            const float *wp = w + r0, *xp = x + t0;                                                                    \
+            size_t depth = 0;                                                                                          \
+            for (unsigned chain = 0; chain < 16; chain++) {                                                            \
+                V c[(R) * (T)], xv[T];                                                                                 \
+                QS_UNROLL for (int i = 0; i < (R) * (T); i++) c[i] = qs_vset_##isa(0.0f);                              \
+                for (size_t k = 0; k < n / 16; k++, wp += QS_LATENTS, xp += QS_PANEL) {                                \
+                    QS_UNROLL for (int t = 0; t < (T); t++) xv[t] = qs_vload_##isa(xp + t * (W));                      \
+                    QS_UNROLL for (int r = 0; r < (R); r++) {                                                          \
+                        V wv = qs_vset_##isa(wp[r]);                                                                   \
+                        QS_UNROLL for (int t = 0; t < (T); t++)                                                        \
+                            c[r * (T) + t] = qs_vfma_##isa(wv, xv[t], c[r * (T) + t]);                                 \
+                    }                                                                                                  \
+                }                                                                                                      \
+                for (unsigned b = chain; b & 1; b >>= 1) {                                                             \
+                    depth--;                                                                                           \
+                    QS_UNROLL for (int i = 0; i < (R) * (T); i++)                                                      \
+                        c[i] = qs_vadd_##isa(qs_vload_##isa(kept[depth] + i * (W)), c[i]);                             \
+                }                                                                                                      \
+                if (chain < 15) {                                                                                      \
+                    QS_UNROLL for (int i = 0; i < (R) * (T); i++) qs_vstore_##isa(kept[depth] + i * (W), c[i]);        \
+                    depth++;                                                                                           \
+                } else {                                                                                               \
+                    QS_UNROLL for (int i = 0; i < (R) * (T); i++)                                                      \
+                        qs_vstore_##isa(z + (r0 + (size_t)(i / (T))) * QS_PANEL + t0 + (size_t)(i % (T) * (W)), c[i]); \
+                }                                                                                                      \
+            }                                                                                                          \
+        }                                                                                                              \
+    }                                                                                                                  \
+    attr static size_t qs_pick_##isa(const float *z, const qs_latent *l, const float *cut, uint32_t first,             \
+                                     uint32_t *row, float *value)                                                      \
+    {                                                                                                                  \
+        size_t n = 0;                                                                                                  \
+        float kept[W];                                                                                                 \
+        V bias = qs_vset_##isa(l->bias), norm = qs_vset_##isa(l->norm), least = qs_vset_##isa(l->least);               \
+        for (uint32_t t = 0; t < QS_PANEL; t += (W)) {                                                                 \
+            V v = qs_vadd_##isa(qs_vload_##isa(z + t), bias);                                                          \
+            unsigned past = qs_vpast_##isa(qs_vmul_##isa(v, norm), qs_vmax_##isa(least, qs_vload_##isa(cut + t)));     \
+            if (!past) continue;                                                                                       \
+            qs_vstore_##isa(kept, v);                                                                                  \
+            for (uint32_t j = 0; j < (W); j++)                                                                         \
+                if (past >> j & 1) {                                                                                   \
+                    row[n] = first + t + j;                                                                            \
+                    value[n++] = kept[j];                                                                              \
+                }                                                                                                      \
+        }                                                                                                              \
+        return n;                                                                                                      \
+    }                                                                                                                  \
+    attr static void qs_pair_dots_##isa(const float *w, size_t n, const float *x, size_t ld, const uint32_t *row,      \
+                                        size_t count, float *value)                                                    \
+    {                                                                                                                  \
+        size_t p = 0;                                                                                                  \
+        for (; p + (P) <= count; p += (P)) {                                                                           \
+            V c[(P) * (16 / (W))];                                                                                     \
+            const float *at[P];                                                                                        \
+            QS_UNROLL for (int q = 0; q < (P); q++) at[q] = x + row[p + (size_t)q] * ld;                               \
+            QS_UNROLL for (int i = 0; i < (P) * (16 / (W)); i++) c[i] = qs_vset_##isa(0.0f);                           \
+            for (size_t k = 0; k < n; k += 16) {                                                                       \
+                QS_UNROLL for (int j = 0; j < 16 / (W); j++) {                                                         \
+                    V wv = qs_vload_##isa(w + k + (size_t)(j * (W)));                                                  \
+                    QS_UNROLL for (int q = 0; q < (P); q++)                                                            \
+                        c[q * (16 / (W)) + j] =                                                                        \
+                            qs_vfma_##isa(wv, qs_vload_##isa(at[q] + k + (size_t)(j * (W))), c[q * (16 / (W)) + j]);   \
+                }                                                                                                      \
+            }                                                                                                          \
+            QS_UNROLL for (int q = 0; q < (P); q++) value[p + (size_t)q] = qs_vtree_##isa(c + q * (16 / (W)));         \
+        }                                                                                                              \
+        for (; p < count; p++) {                                                                                       \
+            V c[16 / (W)];                                                                                             \
+            const float *at = x + row[p] * ld;                                                                         \
+            QS_UNROLL for (int j = 0; j < 16 / (W); j++) c[j] = qs_vset_##isa(0.0f);                                   \
+            for (size_t k = 0; k < n; k += 16)                                                                         \
+                QS_UNROLL for (int j = 0; j < 16 / (W); j++)                                                           \
+                    c[j] = qs_vfma_##isa(qs_vload_##isa(w + k + (size_t)(j * (W))),                                    \
+                                         qs_vload_##isa(at + k + (size_t)(j * (W))), c[j]);                            \
+            value[p] = qs_vtree_##isa(c);                                                                              \
+        }                                                                                                              \
+    }                                                                                                                  \
+    attr static void qs_gather_##isa(const float *a, const uint32_t *row, size_t count, const float *x, size_t ld,     \
+                                     size_t n, float *y)                                                               \
+    {                                                                                                                  \
+        size_t j = 0;                                                                                                  \
+        for (; j + (U) * (W) <= n; j += (U) * (W)) {                                                                   \
+            V c[U];                                                                                                    \
+            QS_UNROLL for (int i = 0; i < (U); i++) c[i] = qs_vload_##isa(y + j + (size_t)(i * (W)));                  \
+            for (size_t p = 0; p < count; p++) {                                                                       \
+                const float *at = x + row[p] * ld + j;                                                                 \
+                V av = qs_vset_##isa(a[p]);                                                                            \
+                QS_UNROLL for (int i = 0; i < (U); i++)                                                                \
+                    c[i] = qs_vfma_##isa(av, qs_vload_##isa(at + i * (W)), c[i]);                                      \
+            }                                                                                                          \
+            QS_UNROLL for (int i = 0; i < (U); i++) qs_vstore_##isa(y + j + (size_t)(i * (W)), c[i]);                  \
+        }                                                                                                              \
+        for (; j < n; j += (W)) {                                                                                      \
+            V c = qs_vload_##isa(y + j);                                                                               \
+            for (size_t p = 0; p < count; p++)                                                                         \
+                c = qs_vfma_##isa(qs_vset_##isa(a[p]), qs_vload_##isa(x + row[p] * ld + j), c);                        \
+            qs_vstore_##isa(y + j, c);                                                                                 \
+        }                                                                                                              \
+    }                                                                                                                  \
+    attr static void qs_scatter_##isa(const float *a, const uint32_t *row, size_t count, const float *d, size_t n,     \
+                                      float *y)                                                                        \
+    {                                                                                                                  \
+        size_t j = 0;                                                                                                  \
+        for (; j + 4 * (W) <= n; j += 4 * (W)) {                                                                       \
+            V v[4];                                                                                                    \
+            QS_UNROLL for (int i = 0; i < 4; i++) v[i] = qs_vload_##isa(d + j + (size_t)(i * (W)));                    \
+            for (size_t p = 0; p < count; p++) {                                                                       \
+                float *to = y + row[p] * (size_t)QS_COLUMNS + j;                                                       \
+                V av = qs_vset_##isa(a[p]);                                                                            \
+                QS_UNROLL for (int i = 0; i < 4; i++)                                                                  \
+                    qs_vstore_##isa(to + i * (W), qs_vfma_##isa(av, v[i], qs_vload_##isa(to + i * (W))));              \
+            }                                                                                                          \
+        }                                                                                                              \
+        for (; j < n; j += (W)) {                                                                                      \
+            V v = qs_vload_##isa(d + j);                                                                               \
+            for (size_t p = 0; p < count; p++) {                                                                       \
+                float *to = y + row[p] * (size_t)QS_COLUMNS + j;                                                       \
+                qs_vstore_##isa(to, qs_vfma_##isa(qs_vset_##isa(a[p]), v, qs_vload_##isa(to)));                        \
+            }                                                                                                          \
+        }                                                                                                              \
+    }                                                                                                                  \
+    attr static void qs_adam_##isa(const qs_adam *a, const float *g, size_t n, float *p, float *m, float *v)           \
+    {                                                                                                                  \
+        V b1 = qs_vset_##isa(a->gain1), b2 = qs_vset_##isa(a->beta2), c2 = qs_vset_##isa(a->gain2);                    \
+        V scale = qs_vset_##isa(a->scale), root = qs_vset_##isa(a->root), eps = qs_vset_##isa(a->eps);                 \
+        V rate = qs_vset_##isa(a->rate);                                                                               \
+        for (size_t j = 0; j < n; j += (W)) {                                                                          \
+            V gv = g ? qs_vmul_##isa(qs_vload_##isa(g + j), scale) : qs_vset_##isa(0.0f);                              \
+            V mv = qs_vload_##isa(m + j), vv = qs_vload_##isa(v + j);                                                  \
+            mv = qs_vadd_##isa(mv, qs_vmul_##isa(qs_vsub_##isa(gv, mv), b1));                                          \
+            vv = qs_vadd_##isa(qs_vmul_##isa(vv, b2), qs_vmul_##isa(qs_vmul_##isa(gv, gv), c2));                       \
+            V down = qs_vadd_##isa(qs_vmul_##isa(qs_vsqrt_##isa(vv), root), eps);                                      \
+            V pv = qs_vload_##isa(p + j);                                                                              \
+            qs_vstore_##isa(p + j, qs_vsub_##isa(pv, qs_vmul_##isa(rate, qs_vdiv_##isa(mv, down))));                   \
+            qs_vstore_##isa(m + j, mv);                                                                                \
+            qs_vstore_##isa(v + j, vv);                                                                                \
+        }                                                                                                              \
+    }                                                                                                                  \
+    static const qs_train_kernels QS_TRAIN_##isa = {qs_gram_##isa, qs_pick_##isa, qs_pair_dots_##isa,                  \
+                                                    qs_gather_##isa, qs_scatter_##isa, qs_adam_##isa}
+
+static float qs_vset_scalar(float a) { return a; }
+static float qs_vload_scalar(const float *p) { return *p; }
+static void qs_vstore_scalar(float *p, float a) { *p = a; }
+static float qs_vfma_scalar(float a, float b, float c) { return fmaf(a, b, c); }
+static float qs_vadd_scalar(float a, float b) { return a + b; }
+static float qs_vsub_scalar(float a, float b) { return a - b; }
+static float qs_vmul_scalar(float a, float b) { return a * b; }
+static float qs_vdiv_scalar(float a, float b) { return a / b; }
+static float qs_vsqrt_scalar(float a) { return sqrtf(a); }
+static float qs_vmax_scalar(float a, float b) { return a > b ? a : b; }
+static unsigned qs_vpast_scalar(float a, float b) { return !(a <= b); }
+static float qs_vtree_scalar(float *c) { return qs_tree16(c); }
+
+#define QS_NO_ATTR
+QS_TRAIN_SET(scalar, QS_NO_ATTR, float, 1, 4, 3, 1, 8);
+
+#if defined(QS_HAVE_AVX2)
+QS_AVX2_INLINE __m256 qs_vset_avx2(float a) { return _mm256_set1_ps(a); }
+QS_AVX2_INLINE __m256 qs_vload_avx2(const float *p) { return _mm256_loadu_ps(p); }
+QS_AVX2_INLINE void qs_vstore_avx2(float *p, __m256 a) { _mm256_storeu_ps(p, a); }
+QS_AVX2_INLINE __m256 qs_vfma_avx2(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
+QS_AVX2_INLINE __m256 qs_vadd_avx2(__m256 a, __m256 b) { return _mm256_add_ps(a, b); }
+QS_AVX2_INLINE __m256 qs_vsub_avx2(__m256 a, __m256 b) { return _mm256_sub_ps(a, b); }
+QS_AVX2_INLINE __m256 qs_vmul_avx2(__m256 a, __m256 b) { return _mm256_mul_ps(a, b); }
+QS_AVX2_INLINE __m256 qs_vdiv_avx2(__m256 a, __m256 b) { return _mm256_div_ps(a, b); }
+QS_AVX2_INLINE __m256 qs_vmax_avx2(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }
+QS_AVX2_INLINE __m256 qs_vsqrt_avx2(__m256 a) { return _mm256_sqrt_ps(a); }
+QS_AVX2_INLINE unsigned qs_vpast_avx2(__m256 a, __m256 b) { return (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NLE_UQ)); }
+QS_AVX2_INLINE float qs_vtree_avx2(__m256 *c) { return qs_tree_avx2(c[0], c[1]); }
+
+QS_TRAIN_SET(avx2, QS_AVX2, __m256, 8, 4, 3, 4, 8);
+#endif
+
+#if defined(QS_HAVE_AVX512)
+QS_AVX512_INLINE __m512 qs_vset_avx512(float a) { return _mm512_set1_ps(a); }
+QS_AVX512_INLINE __m512 qs_vload_avx512(const float *p) { return _mm512_loadu_ps(p); }
+QS_AVX512_INLINE void qs_vstore_avx512(float *p, __m512 a) { _mm512_storeu_ps(p, a); }
+QS_AVX512_INLINE __m512 qs_vfma_avx512(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
+QS_AVX512_INLINE __m512 qs_vadd_avx512(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
+QS_AVX512_INLINE __m512 qs_vsub_avx512(__m512 a, __m512 b) { return _mm512_sub_ps(a, b); }
+QS_AVX512_INLINE __m512 qs_vmul_avx512(__m512 a, __m512 b) { return _mm512_mul_ps(a, b); }
+QS_AVX512_INLINE __m512 qs_vdiv_avx512(__m512 a, __m512 b) { return _mm512_div_ps(a, b); }
+QS_AVX512_INLINE __m512 qs_vmax_avx512(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
+QS_AVX512_INLINE __m512 qs_vsqrt_avx512(__m512 a) { return _mm512_sqrt_ps(a); }
+QS_AVX512_INLINE unsigned qs_vpast_avx512(__m512 a, __m512 b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLE_UQ); }
+QS_AVX512_INLINE float qs_vtree_avx512(__m512 *c) { return qs_tree_avx512(c[0]); }
+
+QS_TRAIN_SET(avx512, QS_AVX512, __m512, 16, 8, 3, 6, 16);
+#endif
+
+#if defined(QS_HAVE_NEON)
+QS_NEON_INLINE float32x4_t qs_vset_neon(float a) { return vdupq_n_f32(a); }
+QS_NEON_INLINE float32x4_t qs_vload_neon(const float *p) { return vld1q_f32(p); }
+QS_NEON_INLINE void qs_vstore_neon(float *p, float32x4_t a) { vst1q_f32(p, a); }
+QS_NEON_INLINE float32x4_t qs_vfma_neon(float32x4_t a, float32x4_t b, float32x4_t c) { return vfmaq_f32(c, a, b); }
+QS_NEON_INLINE float32x4_t qs_vadd_neon(float32x4_t a, float32x4_t b) { return vaddq_f32(a, b); }
+QS_NEON_INLINE float32x4_t qs_vsub_neon(float32x4_t a, float32x4_t b) { return vsubq_f32(a, b); }
+QS_NEON_INLINE float32x4_t qs_vmul_neon(float32x4_t a, float32x4_t b) { return vmulq_f32(a, b); }
+QS_NEON_INLINE float32x4_t qs_vdiv_neon(float32x4_t a, float32x4_t b) { return vdivq_f32(a, b); }
+QS_NEON_INLINE float32x4_t qs_vmax_neon(float32x4_t a, float32x4_t b) { return vmaxq_f32(a, b); }
+QS_NEON_INLINE float32x4_t qs_vsqrt_neon(float32x4_t a) { return vsqrtq_f32(a); }
+QS_NEON_INLINE unsigned qs_vpast_neon(float32x4_t a, float32x4_t b)
+{
+    static const uint32_t bit[4] = {1, 2, 4, 8};
+    return vaddvq_u32(vbicq_u32(vld1q_u32(bit), vcleq_f32(a, b)));
+}
+QS_NEON_INLINE float qs_vtree_neon(float32x4_t *c)
+{
+    float32x4_t s = vaddq_f32(vaddq_f32(c[0], c[2]), vaddq_f32(c[1], c[3]));
+    float32x2_t h = vadd_f32(vget_low_f32(s), vget_high_f32(s));
+    return vget_lane_f32(h, 0) + vget_lane_f32(h, 1);
+}
+
+QS_TRAIN_SET(neon, QS_NEON, float32x4_t, 4, 8, 3, 4, 16);
+#endif
+
+static const qs_train_kernels *qs_train_kernels_of(qsae_isa isa)
+{
+    switch (isa) {
+#if defined(QS_HAVE_AVX2)
+    case QSAE_ISA_AVX2: return &QS_TRAIN_avx2;
+#endif
+#if defined(QS_HAVE_AVX512)
+    case QSAE_ISA_AVX512: return &QS_TRAIN_avx512;
+    case QSAE_ISA_AVX512_VNNI: return &QS_TRAIN_avx512;
+#endif
+#if defined(QS_HAVE_NEON)
+    case QSAE_ISA_NEON: return &QS_TRAIN_neon;
+    case QSAE_ISA_NEON_DOT: return &QS_TRAIN_neon;
+#endif
+    default: return &QS_TRAIN_scalar;
+    }
+}
+
+/* ===================================================================================================
+ * 25 Training: the trainer (public)
+ *
+ * A step, with B rows and m latents. No array of B x m values exists:
+ *
+ *   prepare   x' = scale x - c, row-major and packed by panels of QS_PANEL rows
+ *   encode    per block of latents, panel by panel: z, and what of it is kept goes to the latent's list of (row, z), rows
+ *             ascending. Kept is what fires or lies in the window (JumpReLU), or may be among the largest (TopK kinds)
+ *   select    TopK kinds: the lists shrink to the largest
+ *   decode    per QS_COLUMNS columns: from c, latents ascending, y += z d_i. Then the error e, the loss, and
+ *             G = dL/dy = 2 e / B, in place. Matryoshka: an e per prefix, and G_k the sum of those from k on
+ *   aux       the same for lists over the dead latents
+ *   backward  per latent: dL/df = d_i . G_b for its list, then two weighted sums of rows, of G and of x'
+ *   update    clip, Adam. Without a clip a latent is updated as soon as its gradient is there
+ *
+ * Every sum has one owner and one order: z the row contract of section 6; y over latents; gradients over the list, rows
+ * ascending; c's gradient over rows, then over parts of QS_PART latents; the loss in double, per chunk of columns, then
+ * over chunks; the norm in double over latents. Threads split latents or columns, never a sum.
+ *
+ * The lists share one arena. A JumpReLU SAE may at first fire almost everywhere: when the arena overflows, latents are
+ * taken in several rounds, and encoded again for the backward pass. The same bits, more time, no more memory.
+ * =================================================================================================== */
+
+#define QS_PART ((size_t)64)
+#define QS_MAX_PREFIXES ((size_t)64)
+#define QS_MAX_ROWS ((size_t)1 << 20)
+#define QS_BLOCK_BYTES ((size_t)1 << 19) /* of packed encoder rows that stay in the L2 cache while the rows of x pass */
+#define QS_SAMPLE QS_PANEL               /* rows from which the cut-off of the TopK kinds is guessed */
+
+typedef struct qs_list {
+    size_t at; /* in the arena */
+    size_t n;
+} qs_list;
+
+struct qsae_trainer {
+    qsae_trainer_options o; /* with the defaults filled in */
+    size_t prefix[QS_MAX_PREFIXES];
+    float weight[QS_MAX_PREFIXES];
+    size_t n_prefixes; /* 1 for all but Matryoshka */
+    const qs_kernels *kernels;
+    const qs_train_kernels *train;
+    size_t size;
+    size_t in_ld, out_ld; /* widths up to 16 */
+    size_t rows_ld;       /* max_rows up to QS_PANEL */
+    size_t block;         /* latents per block, a multiple of QS_LATENTS */
+    size_t n_chunks, n_parts;
+    int broken;           /* a load failed half way */
+
+    /* the state */
+    uint64_t step;
+    double average; /* BatchTopK: moving average of the least key kept */
+    float *p[5], *m[5], *v[5]; /* by qsae_train_part: ENC [d_sae, in_ld], DEC [d_sae, out_ld], B_ENC, THETA, B_DEC */
+    uint32_t *fired;           /* [d_sae] steps since */
+
+    /* what follows from it */
+    float *norm; /* [d_sae] |d_i| */
+
+    /* one step's; see above */
+    size_t n;
+    const float *rows_y;
+    size_t y_ld;
+    float y_scale, l0_coefficient, least;
+    float *x, *packed;            /* [max_rows, in_ld]; [panel][in_ld][QS_PANEL] */
+    float *e, *aux_e;             /* [n_prefixes][max_rows, out_ld]; [max_rows, out_ld] */
+    float *length, *cut, *lambda; /* [rows_ld] |x'|; cut-off; dS/dL0_b */
+    uint32_t *active;             /* [rows_ld + 1] L0_b; before that, TopK: where a row begins in `work` */
+    qs_pair *limit;               /* [rows_ld] TopK: the last pair kept */
+    double *sums;                 /* [n_chunks][n_prefixes + 3]: losses, aux, sum of |y|^2, that of their means */
+    qs_list *list, *aux_list;     /* [d_sae] */
+    uint32_t *dead;               /* [d_sae], the first n_dead */
+    size_t n_dead;
+    int with_aux;
+    float aux_scale;              /* of e_aux: 2 a min(..) / B */
+    uint32_t *row;                /* the arena, [cap] */
+    float *value;
+    size_t cap, used;
+    qs_pair *work;                /* [cap] TopK: the arena by rows */
+    float *keys;                  /* [d_sae][QS_PANEL] TopK kinds */
+    float *grad;                  /* [d_sae, in_ld + out_ld] with a clip, else NULL */
+    float *g_bias, *g_theta;      /* [d_sae] */
+    double *square, *penalty;     /* [d_sae] |gradient|^2; tanh and pre-act loss */
+    uint8_t *touched, *hit;       /* [d_sae] has a gradient; fired */
+    float *parts, *g_c;           /* [n_parts, out_ld]; [out_ld] */
+    char *scratch;
+    size_t scratch_size;          /* per thread */
+    size_t rounds, pairs;         /* JumpReLU: into which latents are split; pairs of the last step */
+    qs_adam adam;
+};
+
+/* ---- options and layout ---- */
+
+static int qs_part_rows(const qsae_trainer *t, int part, size_t *rows, size_t *cols) /* 0: there is no such part */
+{
+    const size_t m = t->o.d_sae;
+    *rows = m;
+    *cols = 1;
+    switch (part) {
+    case QSAE_PART_ENC: *cols = t->o.d_in; return 1;
+    case QSAE_PART_DEC: *cols = t->o.d_out; return 1;
+    case QSAE_PART_B_ENC: return 1;
+    case QSAE_PART_THETA: return t->o.arch == QSAE_TRAIN_JUMPRELU;
+    default: *rows = t->o.d_out; return 1;
+    }
+}
+
+static size_t qs_part_ld(const qsae_trainer *t, int part)
+{
+    return part == QSAE_PART_ENC ? t->in_ld : part == QSAE_PART_DEC ? t->out_ld : 1;
+}
+
+static qsae_status qs_option_fail(qsae_error *err, const char *name, double is, const char *must)
+{
+    return qs_fail(err, QSAE_E_ARG, 0, "trainer: %s is %.9g, must be %s", name, is, must);
+}
+
+/* A float option: 0 becomes `standard`; must be in lo..hi, hi excluded if it is 1 */
+static qsae_status qs_take_float(float *v, const char *name, float standard, float lo, float hi, qsae_error *err)
+{
+    char must[64];
+    if (*v == 0.0f) *v = standard;
+    if (*v >= lo && (hi == 1.0f ? *v < hi : *v <= hi)) return QSAE_OK;
+    snprintf(must, sizeof must, "%g..%g%s", (double)lo, (double)hi, hi == 1.0f ? " (excluded)" : "");
+    return qs_option_fail(err, name, (double)*v, must);
+}
+
+static qsae_status qs_take_prefixes(const qsae_trainer_options *o, qsae_trainer *t, qsae_error *err)
+{
+    t->n_prefixes = 1;
+    t->prefix[0] = o->d_sae;
+    t->weight[0] = 1.0f;
+    if (o->arch != QSAE_TRAIN_MATRYOSHKA) {
+        if (o->n_prefixes) return qs_option_fail(err, "n_prefixes", (double)o->n_prefixes, "0 for this arch");
+        return QSAE_OK;
+    }
+    if (!o->n_prefixes || o->n_prefixes > QS_MAX_PREFIXES || !o->prefixes)
+        return qs_option_fail(err, "n_prefixes", (double)o->n_prefixes, "1..64, with prefixes set");
+    t->n_prefixes = o->n_prefixes;
+    for (size_t k = 0; k < o->n_prefixes; k++) {
+        t->prefix[k] = o->prefixes[k];
+        t->weight[k] = o->prefix_weights ? o->prefix_weights[k] : 1.0f;
+        if (t->prefix[k] <= (k ? t->prefix[k - 1] : 0) || t->prefix[k] > o->d_sae)
+            return qs_fail(err, QSAE_E_ARG, 0, "trainer: prefix %zu is %zu, prefixes ascend from 1 to d_sae, %zu", k,
+                           t->prefix[k], o->d_sae);
+        if (!(t->weight[k] >= 0.0f && t->weight[k] <= 1e6f))
+            return qs_option_fail(err, "a prefix weight", (double)t->weight[k], "0..1e6");
+    }
+    if (t->prefix[o->n_prefixes - 1] != o->d_sae)
+        return qs_fail(err, QSAE_E_ARG, 0, "trainer: the last prefix is %zu, must be d_sae, %zu",
+                       t->prefix[o->n_prefixes - 1], o->d_sae);
+    return QSAE_OK;
+}
+
+static qsae_status qs_take_sparsity(qsae_trainer_options *o, qsae_error *err)
+{
+    qsae_status st;
+    if (o->arch != QSAE_TRAIN_JUMPRELU) {
+        if (!(o->k > 0.0 && o->k <= (double)o->d_sae))
+            return qs_option_fail(err, "k", o->k, "> 0 and at most d_sae");
+        if (o->arch == QSAE_TRAIN_TOPK && o->k != floor(o->k))
+            return qs_option_fail(err, "k", o->k, "a whole number for TOPK");
+        return qs_take_float(&o->aux_coefficient, "aux_coefficient", 0, 0, 1e9f, err);
+    }
+    int target = o->sparsity == QSAE_TRAIN_TARGET || o->sparsity == QSAE_TRAIN_QUADRATIC;
+    if ((unsigned)o->sparsity >= QSAE_TRAIN_SPARSITY_COUNT)
+        return qs_option_fail(err, "sparsity", o->sparsity, "0..3");
+    if (target && !(o->l0_target > 0.0f && o->l0_target <= (float)o->d_sae))
+        return qs_option_fail(err, "l0_target", (double)o->l0_target, "> 0 and at most d_sae");
+    if ((st = qs_take_float(&o->l0_coefficient, "l0_coefficient", 0, 0, 1e9f, err)) ||
+        (st = qs_take_float(&o->bandwidth, "bandwidth", 0.05f, 1e-9f, 1e9f, err)) ||
+        (st = qs_take_float(&o->threshold_init, "threshold_init", 0.01f, 0, 1e9f, err)) ||
+        (st = qs_take_float(&o->tanh_scale, "tanh_scale", 4, 1e-9f, 1e9f, err)))
+        return st;
+    return qs_take_float(&o->pre_act_coefficient, "pre_act_coefficient", 0, 0, 1e9f, err);
+}
+
+static qsae_status qs_take_optimizer(qsae_trainer_options *o, qsae_error *err)
+{
+    qsae_status st;
+    if (!o->has_betas) {
+        o->beta1 = 0.9f;
+        o->beta2 = 0.999f;
+    }
+    if ((st = qs_take_float(&o->lr, "lr", 3e-4f, 0, 1e3f, err)) ||
+        (st = qs_take_float(&o->beta1, "beta1", 0, 0, 1, err)) ||
+        (st = qs_take_float(&o->beta2, "beta2", 0, 0, 1, err)) ||
+        (st = qs_take_float(&o->eps, "eps", 1e-8f, 1e-30f, 1e3f, err)) ||
+        (st = qs_take_float(&o->clip, "clip", 0, 0, 1e30f, err)) ||
+        (st = qs_take_float(&o->scale_in, "scale_in", 1, 1e-30f, 1e30f, err)) ||
+        (st = qs_take_float(&o->scale_out, "scale_out", o->scale_in, 1e-30f, 1e30f, err)) ||
+        (st = qs_take_float(&o->decoder_norm, "decoder_norm", o->unit_decoder ? 1.0f : 0.1f, 1e-9f, 1e9f, err)))
+        return st;
+    if (o->unit_decoder && o->decoder_norm != 1.0f)
+        return qs_option_fail(err, "decoder_norm", (double)o->decoder_norm, "1 with unit_decoder");
+    if (o->lr_decay && o->lr_decay > o->steps)
+        return qs_fail(err, QSAE_E_ARG, 0, "trainer: lr_decay is %llu, of %llu steps", (unsigned long long)o->lr_decay,
+                       (unsigned long long)o->steps);
+    return QSAE_OK;
+}
+
+/* Fills in the defaults and checks; t gets all that follows from the options but memory. */
+static qsae_status qs_take_trainer_options(const qsae_trainer_options *in, qsae_trainer *t, qsae_error *err)
+{
+    const size_t widest = (size_t)1 << 24;
+    qsae_status st;
+    memset(t, 0, sizeof *t);
+    if (!in) return qs_fail(err, QSAE_E_ARG, 0, "trainer: options is NULL");
+    qsae_trainer_options *o = &t->o;
+    *o = *in;
+    if (!o->d_out) o->d_out = o->d_in;
+    if (!o->max_rows) o->max_rows = 4096;
+    if (!o->n_threads) o->n_threads = 1;
+    if (!o->dead_steps) o->dead_steps = 1000;
+    if (!o->d_in || o->d_in > widest) return qs_option_fail(err, "d_in", (double)o->d_in, "1..2^24");
+    if (o->d_out > widest) return qs_option_fail(err, "d_out", (double)o->d_out, "1..2^24");
+    if (!o->d_sae || o->d_sae > (size_t)1 << 28) return qs_option_fail(err, "d_sae", (double)o->d_sae, "1..2^28");
+    if (o->max_rows > QS_MAX_ROWS) return qs_option_fail(err, "max_rows", (double)o->max_rows, "1..2^20");
+    if ((unsigned)o->arch >= QSAE_TRAIN_ARCH_COUNT) return qs_option_fail(err, "arch", o->arch, "0..3");
+    if (o->d_in != o->d_out && !o->no_b_dec_input)
+        return qs_fail(err, QSAE_E_ARG, 0, "trainer: b_dec has d_out = %zu values and cannot be taken from d_in = %zu: "
+                       "set no_b_dec_input", o->d_out, o->d_in);
+    if ((st = qs_take_sparsity(o, err)) || (st = qs_take_optimizer(o, err)) || (st = qs_take_prefixes(in, t, err)) ||
+        (st = qs_check_threads(o->n_threads, err)) || (st = qs_take_allocator(&in->allocator, &o->allocator, err)) ||
+        (st = qs_choose_isa(&o->isa, err)))
+        return st;
+    o->prefixes = NULL;
+    o->prefix_weights = NULL;
+    t->kernels = qs_kernels_of(o->isa);
+    t->train = qs_train_kernels_of(o->isa);
+    t->in_ld = qs_up16(o->d_in);
+    t->out_ld = qs_up16(o->d_out);
+    t->rows_ld = (o->max_rows + QS_PANEL - 1) / QS_PANEL * QS_PANEL;
+    t->block = QS_BLOCK_BYTES / (t->in_ld * sizeof(float)) / QS_LATENTS * QS_LATENTS;
+    t->block = t->block < QS_LATENTS ? QS_LATENTS : qs_min(t->block, 256);
+    t->n_chunks = (t->out_ld + QS_COLUMNS - 1) / QS_COLUMNS;
+    t->n_parts = (o->d_sae + QS_PART - 1) / QS_PART;
+    t->rounds = 1;
+    return QSAE_OK;
+}
+
+/* Scratch of one thread, a layout per phase */
+typedef struct qs_encode_scratch {
+    float *w, *z, *value; /* [block][in_ld] packed; [QS_LATENTS][QS_PANEL]; [block][rows_ld] */
+    uint32_t *row;        /* [block][rows_ld] */
+    size_t *count;        /* [block] */
+} qs_encode_scratch;
+
+typedef struct qs_backward_scratch {
+    float *gf, *a, *c, *grad; /* [rows_ld]; [in_ld + out_ld] */
+    uint32_t *row;
+} qs_backward_scratch;
+
+typedef struct qs_decode_scratch {
+    float *y, *a; /* [rows_ld][QS_COLUMNS]; [rows_ld] */
+    uint32_t *row;
+} qs_decode_scratch;
+
+typedef struct qs_rank_scratch {
+    float *w, *z, *keys, *key; /* [QS_LATENTS][in_ld] packed; [d_sae][QS_PANEL]; [d_sae] */
+} qs_rank_scratch;
+
+static size_t qs_lay_encode(const qsae_trainer *t, void *base, qs_encode_scratch *s)
+{
+    qs_carve c = {base, 0, 0};
+    s->w = qs_cut(&c, t->block * t->in_ld, sizeof(float));
+    s->z = qs_cut(&c, QS_LATENTS * QS_PANEL, sizeof(float));
+    s->value = qs_cut(&c, t->block * t->rows_ld, sizeof(float));
+    s->row = qs_cut(&c, t->block * t->rows_ld, sizeof(uint32_t));
+    s->count = qs_cut(&c, t->block, sizeof(size_t));
+    return c.overflow ? SIZE_MAX : c.used;
+}
+
+static size_t qs_lay_backward(const qsae_trainer *t, void *base, qs_backward_scratch *s)
+{
+    qs_carve c = {base, 0, 0};
+    s->gf = qs_cut(&c, t->rows_ld, sizeof(float));
+    s->a = qs_cut(&c, t->rows_ld, sizeof(float));
+    s->c = qs_cut(&c, t->rows_ld, sizeof(float));
+    s->grad = qs_cut(&c, t->in_ld + t->out_ld, sizeof(float));
+    s->row = qs_cut(&c, t->rows_ld, sizeof(uint32_t));
+    return c.overflow ? SIZE_MAX : c.used;
+}
+
+static size_t qs_lay_decode(const qsae_trainer *t, void *base, qs_decode_scratch *s)
+{
+    qs_carve c = {base, 0, 0};
+    s->y = qs_cut(&c, t->rows_ld * QS_COLUMNS, sizeof(float));
+    s->a = qs_cut(&c, t->rows_ld, sizeof(float));
+    s->row = qs_cut(&c, t->rows_ld, sizeof(uint32_t));
+    return c.overflow ? SIZE_MAX : c.used;
+}
+
+static size_t qs_lay_rank(const qsae_trainer *t, void *base, qs_rank_scratch *s)
+{
+    qs_carve c = {base, 0, 0};
+    size_t m = t->o.aux_coefficient > 0.0f ? t->o.d_sae : 0;
+    s->w = qs_cut(&c, QS_LATENTS * t->in_ld, sizeof(float));
+    s->z = qs_cut(&c, QS_LATENTS * QS_PANEL, sizeof(float));
+    s->keys = qs_cut(&c, m, QS_PANEL * sizeof(float));
+    s->key = qs_cut(&c, m, sizeof(float));
+    return c.overflow ? SIZE_MAX : c.used;
+}
+
+static size_t qs_lay_thread(const qsae_trainer *t)
+{
+    qs_encode_scratch e;
+    qs_backward_scratch b;
+    qs_decode_scratch d;
+    qs_rank_scratch r;
+    size_t sizes[4] = {qs_lay_encode(t, NULL, &e), qs_lay_backward(t, NULL, &b), qs_lay_decode(t, NULL, &d),
+                       qs_lay_rank(t, NULL, &r)};
+    for (size_t i = 1; i < 4; i++) sizes[0] = sizes[i] > sizes[0] ? sizes[i] : sizes[0];
+    return sizes[0];
+}
+
+/* Pairs that the arena holds at least: a block per thread, or what a TopK selection may have to look at */
+static size_t qs_least_pairs(const qsae_trainer *t)
+{
+    const qsae_trainer_options *o = &t->o;
+    double rows = (double)o->max_rows, pairs = (double)o->n_threads * (double)t->block * (double)t->rows_ld;
+    if (o->arch != QSAE_TRAIN_JUMPRELU) {
+        double some = rows * (4 * o->k + 64), all = rows * (double)o->d_sae;
+        some = some < all ? some : all;
+        if (o->aux_coefficient > 0.0f)
+            some += rows * (double)qs_min(o->d_in / 2 ? o->d_in / 2 : 1, o->d_sae);
+        pairs = some > pairs ? some : pairs;
+    }
+    return pairs < 1e15 ? (size_t)pairs + 16 : SIZE_MAX / 16;
+}
+
+static void qs_lay_vectors(qs_carve *c, qsae_trainer *t)
+{
+    const size_t m = t->o.d_sae;
+    t->norm = qs_cut(c, m, sizeof(float));
+    t->fired = qs_cut(c, m, sizeof(uint32_t));
+    t->list = qs_cut(c, m, sizeof(qs_list));
+    t->aux_list = qs_cut(c, t->o.aux_coefficient > 0.0f ? m : 0, sizeof(qs_list));
+    t->dead = qs_cut(c, m, sizeof(uint32_t));
+    t->g_bias = qs_cut(c, m, sizeof(float));
+    t->g_theta = qs_cut(c, m, sizeof(float));
+    t->square = qs_cut(c, m, sizeof(double));
+    t->penalty = qs_cut(c, m, sizeof(double));
+    t->touched = qs_cut(c, m, 1);
+    t->hit = qs_cut(c, m, 1);
+    t->parts = qs_cut(c, t->o.no_b_dec_input ? 0 : t->n_parts * t->out_ld, sizeof(float));
+    t->g_c = qs_cut(c, t->out_ld, sizeof(float));
+}
+
+static void qs_lay_batch(qs_carve *c, qsae_trainer *t)
+{
+    size_t rows = 0;
+    int topk = t->o.arch != QSAE_TRAIN_JUMPRELU, aux = t->o.aux_coefficient > 0.0f;
+    t->x = qs_cut(c, t->rows_ld * t->in_ld, sizeof(float));
+    t->packed = qs_cut(c, (t->rows_ld + (topk ? QS_PANEL : 0)) * t->in_ld, sizeof(float));
+    if (!qs_mul(t->rows_ld, t->n_prefixes, &rows)) c->overflow = 1;
+    t->e = qs_cut(c, rows, t->out_ld * sizeof(float));
+    t->aux_e = qs_cut(c, aux ? t->rows_ld : 0, t->out_ld * sizeof(float));
+    t->length = qs_cut(c, t->rows_ld, sizeof(float));
+    t->cut = qs_cut(c, t->rows_ld, sizeof(float));
+    t->lambda = qs_cut(c, t->rows_ld, sizeof(float));
+    t->active = qs_cut(c, t->rows_ld + 1, sizeof(uint32_t));
+    t->limit = qs_cut(c, topk ? t->rows_ld : 0, sizeof(qs_pair));
+    t->sums = qs_cut(c, t->n_chunks * (t->n_prefixes + 3), sizeof(double));
+    t->keys = qs_cut(c, topk ? t->o.d_sae : 0, QS_PANEL * sizeof(float));
+}
+
+/* Bytes of the block; the trainer itself comes first. The arena takes what is left of 18 bytes per parameter. */
+static size_t qs_lay_trainer(char *base, qsae_trainer *t)
+{
+    const size_t m = t->o.d_sae;
+    size_t pair = t->o.arch == QSAE_TRAIN_TOPK ? 16 : 8, least = qs_least_pairs(t), threads = 0;
+    size_t lds[5] = {t->in_ld, t->out_ld, 1, 1, t->out_ld}, rows[5] = {m, m, m, m, 1};
+    qs_carve c = {base, 0, 0};
+    rows[QSAE_PART_THETA] = t->o.arch == QSAE_TRAIN_JUMPRELU ? m : 0;
+    qs_cut(&c, 1, sizeof *t);
+    for (int part = 0; part < 5; part++) {
+        t->p[part] = qs_cut(&c, rows[part], lds[part] * sizeof(float));
+        t->m[part] = qs_cut(&c, rows[part], lds[part] * sizeof(float));
+        t->v[part] = qs_cut(&c, rows[part], lds[part] * sizeof(float));
+    }
+    t->grad = t->o.clip > 0.0f ? qs_cut(&c, m, (t->in_ld + t->out_ld) * sizeof(float)) : NULL;
+    qs_lay_vectors(&c, t);
+    qs_lay_batch(&c, t);
+    t->scratch_size = qs_lay_thread(t);
+    if (!qs_mul(t->scratch_size, (size_t)t->o.n_threads, &threads) || t->scratch_size == SIZE_MAX) c.overflow = 1;
+    t->scratch = qs_cut(&c, threads, 1);
+    double left = 17.9 * (double)m * (double)(t->o.d_in + t->o.d_out) - (double)c.used;
+    double all = (double)t->rows_ld * (double)m + 16.0, fit = left / (double)pair < all ? left / (double)pair : all;
+    t->cap = fit > (double)least ? (size_t)fit : least;
+    t->row = qs_cut(&c, t->cap, sizeof(uint32_t));
+    t->value = qs_cut(&c, t->cap, sizeof(float));
+    t->work = qs_cut(&c, pair == 16 ? t->cap : 0, sizeof(qs_pair));
+    return c.overflow ? 0 : c.used;
+}
+
+static size_t qs_trainer_size(const qsae_trainer_options *options, qsae_trainer *t, qsae_error *err)
+{
+    if (qs_take_trainer_options(options, t, err)) return 0;
+    t->size = qs_lay_trainer(NULL, t);
+    if (!t->size || t->size > SIZE_MAX / 2) {
+        qs_fail(err, QSAE_E_LIMIT, 0, "trainer: the memory for d_in %zu, d_sae %zu, %zu rows cannot be counted",
+                t->o.d_in, t->o.d_sae, t->o.max_rows);
+        return 0;
+    }
+    return t->size;
+}
+
+size_t qsae_trainer_size(const qsae_trainer_options *options, qsae_error *err)
+{
+    qsae_trainer t;
+    return qs_trainer_size(options, &t, err);
+}
+
+/* ---- create ---- */
+
+/* The bits of a counter: SplitMix64's output function */
+static uint64_t qs_mix(uint64_t x)
+{
+    x += 0x9E3779B97F4A7C15u;
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+    return x ^ (x >> 31);
+}
+
+static float qs_row_norm_of(const qsae_trainer *t, const float *row, size_t ld)
+{
+    float s;
+    t->kernels->dots[QSAE_TYPE_F32](row, ld * sizeof(float), 1, ld, row, ld, 1, &s, 1);
+    return sqrtf(s);
+}
+
+/* row [n] uniform in (-1, 1), scaled to the norm */
+static void qs_draw_row(const qsae_trainer *t, uint64_t stream, size_t n, size_t ld, float *row)
+{
+    for (size_t j = 0; j < n; j++) {
+        uint64_t r = qs_mix(qs_mix(t->o.seed ^ qs_mix(stream)) + j);
+        row[j] = ((float)(int32_t)(r >> 40) + 0.5f) / 8388608.0f - 1.0f;
+    }
+    float by = t->o.decoder_norm / qs_row_norm_of(t, row, ld);
+    for (size_t j = 0; j < n; j++) row[j] *= by;
+}
+
+/* |d_i| of latents lo..hi, again after every change of the decoder */
+static void qs_norm_latent(qsae_trainer *t, size_t i)
+{
+    t->norm[i] = qs_row_norm_of(t, t->p[QSAE_PART_DEC] + i * t->out_ld, t->out_ld);
+}
+
+static void qs_init_task(void *arg, size_t lo, size_t hi, size_t thread)
+{
+    qsae_trainer *t = arg;
+    (void)thread;
+    for (size_t i = lo; i < hi; i++) {
+        float *enc = t->p[QSAE_PART_ENC] + i * t->in_ld, *dec = t->p[QSAE_PART_DEC] + i * t->out_ld;
+        qs_draw_row(t, 2 * i, t->o.d_out, t->out_ld, dec);
+        if (t->o.d_in == t->o.d_out) memcpy(enc, dec, t->o.d_in * sizeof *enc);
+        else qs_draw_row(t, 2 * i + 1, t->o.d_in, t->in_ld, enc);
+        if (t->o.arch == QSAE_TRAIN_JUMPRELU) t->p[QSAE_PART_THETA][i] = t->o.threshold_init;
+        qs_norm_latent(t, i);
+    }
+}
+
+qsae_status qsae_trainer_create(const qsae_trainer_options *options, qsae_trainer **out, qsae_error *err)
+{
+    qsae_trainer t;
+    qsae_error e = {QSAE_E_ARG, 0, ""};
+    if (!out) return qs_fail(err, QSAE_E_ARG, 0, "trainer: out is NULL");
+    if (!qs_trainer_size(options, &t, &e)) {
+        if (err) *err = e;
+        return e.status;
+    }
+    char *base = qs_alloc(&t.o.allocator, t.size);
+    if (!base) return qs_fail(err, QSAE_E_NOMEM, 0, "trainer: no memory for %zu bytes", t.size);
+    memset(base, 0, t.size);
+    qs_lay_trainer(base, &t);
+    memcpy(base, &t, sizeof t);
+    *out = (qsae_trainer *)(void *)base;
+    qs_fp_state fp = qs_fp_enter();
+    qs_parallel(t.o.n_threads, t.o.d_sae, t.in_ld + t.out_ld, qs_init_task, *out);
+    qs_fp_leave(fp);
+    return QSAE_OK;
+}
+
+void qsae_trainer_destroy(qsae_trainer *trainer)
+{
+    if (!trainer) return;
+    qsae_allocator a = trainer->o.allocator;
+    qs_release(&a, trainer, trainer->size);
+}
+
+/* ---- prepare ---- */
+
+static int qs_is_jump(const qsae_trainer *t) { return t->o.arch == QSAE_TRAIN_JUMPRELU; }
+static int qs_rescales(const qsae_trainer *t) { return !qs_is_jump(t) && !t->o.no_rescale; }
+
+/* 16-wide rows r[0..count) to [n][wide] in chain order; what is missing is zero */
+static void qs_interleave(const float *const *r, size_t count, size_t n, size_t wide, float *to)
+{
+    for (size_t j = 0; j < wide; j++) {
+        if (j < count) continue;
+        for (size_t k = 0; k < n; k++) to[k * wide + j] = 0.0f;
+    }
+    for (size_t j = 0; j < count; j++) {
+        float *p = to + j;
+        for (size_t chain = 0; chain < 16; chain++)
+            for (size_t k = QS_CHAIN_ORDER[chain]; k < n; k += 16, p += wide) *p = r[j][k];
+    }
+}
+
+typedef struct qs_prepare_job {
+    qsae_trainer *t;
+    const float *x;
+} qs_prepare_job;
+
+static void qs_prepare_task(void *arg, size_t lo, size_t hi, size_t thread)
+{
+    const qs_prepare_job *job = arg;
+    qsae_trainer *t = job->t;
+    const float *c = t->p[QSAE_PART_B_DEC], scale = t->o.scale_in;
+    const float *rows[QS_PANEL];
+    (void)thread;
+    for (size_t panel = lo; panel < hi; panel++) {
+        size_t b0 = panel * QS_PANEL, n = qs_min(QS_PANEL, t->n - b0);
+        for (size_t b = b0; b < b0 + n; b++) {
+            float *to = t->x + b * t->in_ld;
+            const float *x = job->x + b * t->o.d_in;
+            if (t->o.no_b_dec_input)
+                for (size_t j = 0; j < t->o.d_in; j++) to[j] = x[j] * scale;
+            else
+                for (size_t j = 0; j < t->o.d_in; j++) to[j] = x[j] * scale - c[j];
+            rows[b - b0] = to;
+            t->length[b] = qs_row_norm_of(t, to, t->in_ld);
+        }
+        qs_interleave(rows, n, t->in_ld, QS_PANEL, t->packed + b0 * t->in_ld);
+    }
+}
+
+/* ---- encode ---- */
+
+/* Lists of latents first..end, or of index[first..end) */
+typedef struct qs_encode_run {
+    qsae_trainer *t;
+    const uint32_t *index;
+    size_t first, end;
+    qs_list *list;
+} qs_encode_run;
+
+static qs_latent qs_latent_of(const qsae_trainer *t, size_t i, int aux)
+{
+    qs_latent l = {t->p[QSAE_PART_B_ENC][i], qs_rescales(t) ? t->norm[i] : 1.0f, aux ? -INFINITY : 0.0f};
+    if (qs_is_jump(t)) l.least = t->p[QSAE_PART_THETA][i] - 0.5001f * t->o.bandwidth;
+    return l;
+}
+
+/* Room for n pairs, where `used` also counts what finds none */
+static size_t qs_reserve(qsae_trainer *t, size_t n)
+{
+    size_t at;
+#if defined(QS_OPENMP)
+#pragma omp atomic capture
+#endif
+    {
+        at = t->used;
+        t->used += n;
+    }
+    return at;
+}
+
+static void qs_keep_lists(const qs_encode_run *run, size_t at, size_t count, const qs_encode_scratch *s)
+{
+    qsae_trainer *t = run->t;
+    size_t total = 0, to;
+    for (size_t r = 0; r < count; r++) total += s->count[r];
+    to = qs_reserve(t, total);
+    int fits = total <= t->cap && to <= t->cap - total;
+    for (size_t r = 0; r < count; r++) {
+        qs_list *l = &run->list[run->index ? run->index[at + r] : at + r];
+        l->at = fits ? to : 0;
+        l->n = fits ? s->count[r] : 0;
+        memcpy(t->row + l->at, s->row + r * t->rows_ld, l->n * sizeof *s->row);
+        memcpy(t->value + l->at, s->value + r * t->rows_ld, l->n * sizeof *s->value);
+        to += l->n;
+    }
+}
+
+static void qs_pack_latents(const qs_encode_run *run, size_t at, size_t count, float *to)
+{
+    const qsae_trainer *t = run->t;
+    const float *rows[QS_LATENTS];
+    for (size_t g = 0; g < count; g += QS_LATENTS) {
+        size_t n = qs_min(QS_LATENTS, count - g);
+        for (size_t r = 0; r < n; r++)
+            rows[r] = t->p[QSAE_PART_ENC] + (run->index ? run->index[at + g + r] : at + g + r) * t->in_ld;
+        qs_interleave(rows, n, t->in_ld, QS_LATENTS, to + g * t->in_ld);
+    }
+}
+
+/* Units are blocks. */
+static void qs_train_encode_task(void *arg, size_t lo, size_t hi, size_t thread)
+{
+    const qs_encode_run *run = arg;
+    qsae_trainer *t = run->t;
+    qs_encode_scratch s;
+    qs_lay_encode(t, t->scratch + thread * t->scratch_size, &s);
+    for (size_t block = lo; block < hi; block++) {
+        size_t at = run->first + block * t->block, count = qs_min(t->block, run->end - at);
+        qs_pack_latents(run, at, count, s.w);
+        memset(s.count, 0, count * sizeof *s.count);
+        for (size_t b = 0; b < t->n; b += QS_PANEL)
+            for (size_t g = 0; g < count; g += QS_LATENTS) {
+                t->train->gram(s.w + g * t->in_ld, t->packed + b * t->in_ld, t->in_ld, s.z);
+                for (size_t r = g; r < qs_min(g + QS_LATENTS, count); r++) {
+                    qs_latent l = qs_latent_of(t, run->index ? run->index[at + r] : at + r, run->index != NULL);
+                    size_t to = r * t->rows_ld + s.count[r];
+                    s.count[r] += t->train->pick(s.z + (r - g) * QS_PANEL, &l, t->cut + b, (uint32_t)b, s.row + to,
+                                                 s.value + to);
+                }
+            }
+        qs_keep_lists(run, at, count, &s);
+    }
+}
+
+/* Appends the lists of first..end to the arena; 0 if it is too small. */
+static int qs_encode_range(qsae_trainer *t, const uint32_t *index, size_t first, size_t end, qs_list *list)
+{
+    qs_encode_run run = {t, index, first, end, list};
+    qs_parallel(t->o.n_threads, (end - first + t->block - 1) / t->block, t->block * t->in_ld * t->n,
+                qs_train_encode_task, &run);
+    return t->used <= t->cap;
+}
+
+/* Every row's cut-off to v; rows that are not there keep nothing. */
+static void qs_set_cuts(qsae_trainer *t, float v)
+{
+    for (size_t b = 0; b < t->rows_ld; b++) t->cut[b] = b < t->n ? v : INFINITY;
+}
+
+/* ---- select: TopK kinds ---- */
+
+/* The k-th largest of a set of floats, by three histograms of parts of their bits: pass over the set three times with
+ * qs_rank_add, calling qs_rank_next after each. Then value is the k-th largest, and k says which of its equals. */
+typedef struct qs_rank {
+    uint64_t k;
+    uint32_t mask, prefix;
+    unsigned shift;
+    uint32_t count[2048];
+} qs_rank;
+
+static void qs_rank_begin(qs_rank *r, uint64_t k)
+{
+    memset(r, 0, sizeof *r);
+    r->k = k;
+    r->shift = 21;
+}
+
+static uint32_t qs_rank_bits(float v) /* ascending with v; -0 as 0 */
+{
+    uint32_t u;
+    v += 0.0f;
+    memcpy(&u, &v, 4);
+    return u >> 31 ? ~u : u | 0x80000000u;
+}
+
+static void qs_rank_add(qs_rank *r, float v)
+{
+    uint32_t u = qs_rank_bits(v);
+    if ((u & r->mask) == r->prefix) r->count[u >> r->shift & 2047]++;
+}
+
+static void qs_rank_next(qs_rank *r)
+{
+    uint32_t bin = 2047;
+    while (bin > 0 && r->count[bin] < r->k) r->k -= r->count[bin--];
+    r->prefix |= bin << r->shift;
+    r->mask |= (r->shift ? 2047u : 1023u) << r->shift;
+    r->shift = r->shift == 21 ? 10 : 0;
+    memset(r->count, 0, sizeof r->count);
+}
+
+static float qs_rank_value(const qs_rank *r)
+{
+    uint32_t u = r->prefix;
+    float v;
+    u = u >> 31 ? u & 0x7FFFFFFFu : ~u;
+    memcpy(&v, &u, 4);
+    return v;
+}
+
+/* k-th largest of v[0..n), 1 <= k <= n */
+static qs_rank qs_rank_of(const float *v, size_t n, uint64_t k)
+{
+    qs_rank r;
+    qs_rank_begin(&r, k);
+    for (int pass = 0; pass < 3; pass++) {
+        for (size_t i = 0; i < n; i++) qs_rank_add(&r, v[i]);
+        qs_rank_next(&r);
+    }
+    return r;
+}
+
+/* Keys (z, with rescale z n) of `count` latents, index[..] or from 0 on, for one packed panel: keys [count][QS_PANEL] */
+static void qs_panel_keys(const qsae_trainer *t, const uint32_t *index, size_t lo, size_t hi, const float *panel,
+                          float *w, float *z, float *keys)
+{
+    qs_encode_run run = {(qsae_trainer *)(uintptr_t)t, index, 0, hi, NULL};
+    for (size_t g = lo; g < hi; g += QS_LATENTS) {
+        size_t n = qs_min(QS_LATENTS, hi - g);
+        qs_pack_latents(&run, g, n, w);
+        t->train->gram(w, panel, t->in_ld, z);
+        for (size_t r = 0; r < n; r++) {
+            qs_latent l = qs_latent_of(t, index ? index[g + r] : g + r, 0);
+            for (size_t b = 0; b < QS_PANEL; b++)
+                keys[(g + r) * QS_PANEL + b] = (z[r * QS_PANEL + b] + l.bias) * l.norm;
+        }
+    }
+}
+
+static void qs_sample_task(void *arg, size_t lo, size_t hi, size_t thread)
+{
+    qsae_trainer *t = arg;
+    qs_rank_scratch s;
+    qs_lay_rank(t, t->scratch + thread * t->scratch_size, &s);
+    qs_panel_keys(t, NULL, lo * QS_LATENTS, qs_min(hi * QS_LATENTS, t->o.d_sae), t->packed + t->rows_ld * t->in_ld,
+                  s.w, s.z, t->keys);
+}
+
+/* Computes the keys of evenly spaced rows; returns how many rows, at[] their numbers. */
+static size_t qs_sample_keys(qsae_trainer *t, size_t *at)
+{
+    const float *rows[QS_SAMPLE];
+    size_t n = qs_min(QS_SAMPLE, (t->n + 15) / 16);
+    for (size_t j = 0; j < n; j++) {
+        at[j] = (2 * j + 1) * t->n / (2 * n);
+        rows[j] = t->x + at[j] * t->in_ld;
+    }
+    qs_interleave(rows, n, t->in_ld, QS_PANEL, t->packed + t->rows_ld * t->in_ld);
+    qs_parallel(t->o.n_threads, (t->o.d_sae + QS_LATENTS - 1) / QS_LATENTS, QS_LATENTS * QS_PANEL * t->in_ld,
+                qs_sample_task, t);
+    return n;
+}
+
+/* BatchTopK: a cut-off that somewhat more than k per row are likely to pass */
+static float qs_guess_batch(qsae_trainer *t)
+{
+    size_t at[QS_SAMPLE], n = qs_sample_keys(t, at);
+    double wanted = (double)n * t->o.k * (1.1 + 1.0 / sqrt((double)n)) + 8;
+    if (wanted >= (double)n * (double)t->o.d_sae) return 0.0f;
+    qs_rank r;
+    qs_rank_begin(&r, (uint64_t)wanted);
+    for (int pass = 0; pass < 3; pass++) {
+        for (size_t i = 0; i < t->o.d_sae; i++)
+            for (size_t j = 0; j < n; j++) qs_rank_add(&r, t->keys[i * QS_PANEL + j]);
+        qs_rank_next(&r);
+    }
+    float v = qs_rank_value(&r);
+    return v > 0.0f ? v : 0.0f;
+}
+
+/* A number between, for a search of at most 32 steps */
+static float qs_between(float lo, float hi)
+{
+    uint32_t a, b;
+    memcpy(&a, &lo, 4);
+    memcpy(&b, &hi, 4);
+    a += (b - a) / 2;
+    memcpy(&lo, &a, 4);
+    return lo;
+}
+
+static qsae_status qs_crowded(const qsae_trainer *t, qsae_error *err)
+{
+    return qs_fail(err, QSAE_E_LIMIT, 0, "step: too many pairs tie for the k largest; there is room for %zu", t->cap);
+}
+
+/* BatchTopK: keeps the `wanted` largest keys of the lists; *least gets the least key kept, 0 if there is none. */
+static uint64_t qs_keep_batch(qsae_trainer *t, uint64_t wanted, float *least)
+{
+    uint64_t kept = qs_min(wanted, t->used);
+    *least = 0.0f;
+    if (!kept) return 0;
+    qs_rank r;
+    qs_rank_begin(&r, kept);
+    for (int pass = 0; pass < 3; pass++) {
+        for (size_t i = 0; i < t->o.d_sae; i++) {
+            float norm = qs_latent_of(t, i, 0).norm;
+            const float *z = t->value + t->list[i].at;
+            for (size_t j = 0; j < t->list[i].n; j++) qs_rank_add(&r, z[j] * norm);
+        }
+        qs_rank_next(&r);
+    }
+    *least = qs_rank_value(&r);
+    for (size_t i = 0; i < t->o.d_sae; i++) {
+        float norm = qs_latent_of(t, i, 0).norm, *z = t->value + t->list[i].at;
+        uint32_t *row = t->row + t->list[i].at;
+        size_t n = 0;
+        for (size_t j = 0; j < t->list[i].n; j++) {
+            float key = z[j] * norm;
+            int tie = key == *least;
+            if (key < *least || (tie && !r.k)) continue;
+            r.k -= (uint64_t)tie;
+            row[n] = row[j];
+            z[n++] = z[j];
+        }
+        t->list[i].n = n;
+    }
+    return kept;
+}
+
+/* Whether the batch has as many pairs as are wanted above the cut-off is known when it has been encoded. */
+static qsae_status qs_select_batch(qsae_trainer *t, qsae_error *err)
+{
+    double pairs = t->o.k * (double)t->n;
+    uint64_t wanted = (uint64_t)pairs;
+    float lo = -1.0f, hi = INFINITY, cut = qs_guess_batch(t);
+    for (;;) {
+        qs_set_cuts(t, cut);
+        t->used = 0;
+        if (!qs_encode_range(t, NULL, 0, t->o.d_sae, t->list)) {
+            lo = cut;
+            if (!(qs_between(lo, hi) > lo)) return qs_crowded(t, err);
+            cut = hi < INFINITY ? qs_between(lo, hi) : lo > 0.0f ? 2 * lo : 1e-6f;
+        } else if (t->used < wanted && cut > 0.0f) {
+            hi = cut;
+            if (lo >= 0.0f && !(qs_between(lo, hi) > lo)) return qs_crowded(t, err);
+            cut = lo >= 0.0f ? qs_between(lo, hi) : cut > 1e-9f ? 0.7f * cut : 0.0f;
+        } else {
+            break;
+        }
+    }
+    qs_keep_batch(t, wanted, &t->least);
+    return QSAE_OK;
+}
+
+/* TopK: the lists by rows, in t->work; start [n + 1] */
+static void qs_transpose_lists(qsae_trainer *t, uint32_t *start)
+{
+    memset(start, 0, (t->n + 1) * sizeof *start);
+    for (size_t i = 0; i < t->used; i++) start[t->row[i] + 1]++;
+    for (size_t b = 0; b < t->n; b++) start[b + 1] += start[b];
+    for (size_t i = 0; i < t->o.d_sae; i++) {
+        float norm = qs_latent_of(t, i, 0).norm;
+        for (size_t j = t->list[i].at; j < t->list[i].at + t->list[i].n; j++) {
+            qs_pair p = {t->value[j] * norm, (uint32_t)i};
+            t->work[start[t->row[j]]++] = p;
+        }
+    }
+    for (size_t b = t->n; b > 0; b--) start[b] = start[b - 1];
+    start[0] = 0;
+}
+
+typedef struct qs_limit_job {
+    qsae_trainer *t;
+    const uint32_t *start;
+} qs_limit_job;
+
+/* limit[b] = the k-th of row b's pairs, in the order larger first, ties to the lower latent */
+static void qs_limit_task(void *arg, size_t lo, size_t hi, size_t thread)
+{
+    const qs_limit_job *job = arg;
+    qsae_trainer *t = job->t;
+    size_t k = (size_t)t->o.k;
+    (void)thread;
+    for (size_t b = lo; b < hi; b++) {
+        qs_pair *h = t->work + job->start[b], all = {-INFINITY, 0};
+        size_t n = job->start[b + 1] - job->start[b];
+        t->limit[b] = all;
+        if (n <= k) continue;
+        qs_heapify(h, k, qs_larger_first);
+        for (size_t i = k; i < n; i++)
+            if (qs_larger_first(h[i], h[0])) {
+                h[0] = h[i];
+                qs_sift(h, k, 0, qs_larger_first);
+            }
+        t->limit[b] = h[0];
+    }
+}
+
+/* Drops what comes after its row's limit. */
+static void qs_keep_limits(qsae_trainer *t, qs_list *list, const uint32_t *index, size_t count)
+{
+    for (size_t at = 0; at < count; at++) {
+        size_t i = index ? index[at] : at, n = 0;
+        float norm = qs_latent_of(t, i, 0).norm, *z = t->value + list[i].at;
+        uint32_t *row = t->row + list[i].at;
+        for (size_t j = 0; j < list[i].n; j++) {
+            qs_pair p = {z[j] * norm, (uint32_t)i}, last = t->limit[row[j]];
+            if (p.value < last.value || (p.value == last.value && p.index > last.index)) continue;
+            row[n] = row[j];
+            z[n++] = z[j];
+        }
+        list[i].n = n;
+    }
+}
+
+/* The least ratio of the k-th key to |x'| in a sample */
+static double qs_guess_rows(qsae_trainer *t)
+{
+    size_t at[QS_SAMPLE], n = qs_sample_keys(t, at), k = (size_t)t->o.k, m = t->o.d_sae;
+    double least = -1;
+    for (size_t j = 0; j < n; j++) {
+        float *column = t->value; /* the arena is free now, and holds d_sae values */
+        for (size_t i = 0; i < m; i++) column[i] = t->keys[i * QS_PANEL + j];
+        qs_rank r = qs_rank_of(column, m, k);
+        double ratio = t->length[at[j]] > 0.0f ? (double)qs_rank_value(&r) / (double)t->length[at[j]] : 0;
+        if (least < 0 || ratio < least) least = ratio;
+    }
+    return least > 0 ? least : 0;
+}
+
+static qsae_status qs_select_rows(qsae_trainer *t, qsae_error *err)
+{
+    size_t k = (size_t)t->o.k, poor = 1;
+    uint32_t *start = t->active;
+    double ratio = k < t->o.d_sae && t->cap >= t->o.d_sae ? 0.9 * qs_guess_rows(t) : 0;
+    qs_set_cuts(t, 0.0f);
+    for (size_t b = 0; b < t->n; b++) t->cut[b] = (float)(ratio * (double)t->length[b]);
+    for (int tries = 0; poor; tries++) {
+        poor = 0;
+        t->used = 0;
+        if (!qs_encode_range(t, NULL, 0, t->o.d_sae, t->list)) {
+            if (tries > 60) return qs_crowded(t, err);
+            for (size_t b = 0; b < t->n; b++)
+                t->cut[b] = t->cut[b] > 0.0f ? 1.25f * t->cut[b] : 1e-6f * t->length[b];
+            poor = 1;
+            continue;
+        }
+        qs_transpose_lists(t, start);
+        for (size_t b = 0; b < t->n; b++) {
+            if (start[b + 1] - start[b] >= k || !(t->cut[b] > 0.0f)) continue;
+            t->cut[b] = tries < 60 ? (tries < 2 ? 0.7f * t->cut[b] : tries < 30 ? 0.0f : 0.9f * t->cut[b]) : 0.0f;
+            poor = 1;
+        }
+        if (poor && tries > 60) return qs_crowded(t, err);
+    }
+    qs_limit_job job = {t, start};
+    qs_parallel(t->o.n_threads, t->n, 64 * k, qs_limit_task, &job);
+    qs_keep_limits(t, t->list, NULL, t->o.d_sae);
+    return QSAE_OK;
+}
+
+/* ---- decode ---- */
+
+/* Decodes latents first..end, all rows, for chunks of columns. `open`: these are the first; `close`: the last. */
+typedef struct qs_decode_run {
+    qsae_trainer *t;
+    size_t first, end;
+    int open, close;
+} qs_decode_run;
+
+/* The pairs of a list that fire, and their values; those of a JumpReLU latent may only lie in the window. */
+static size_t qs_firing(const qsae_trainer *t, size_t i, const qs_list *l, const qs_decode_scratch *s,
+                        const uint32_t **row, const float **value)
+{
+    *row = t->row + l->at;
+    *value = t->value + l->at;
+    if (!qs_is_jump(t)) return l->n;
+    float theta = t->p[QSAE_PART_THETA][i];
+    size_t n = 0;
+    for (size_t j = 0; j < l->n; j++) {
+        s->row[n] = (*row)[j];
+        s->a[n] = (*value)[j];
+        n += !((*value)[j] <= theta);
+    }
+    *row = s->row;
+    *value = s->a;
+    return n;
+}
+
+static size_t qs_columns_of(size_t ld, size_t chunk) { return qs_min(QS_COLUMNS, ld - chunk * QS_COLUMNS); }
+
+/* Turns y (from s) into the error of prefix k, times `by`; sums its squares */
+static void qs_close_prefix(const qsae_trainer *t, size_t chunk, size_t k, float by, const float *y)
+{
+    size_t at = chunk * QS_COLUMNS, wide = qs_columns_of(t->out_ld, chunk), real = 0;
+    float *to = t->e + k * t->rows_ld * t->out_ld + at;
+    double loss = 0;
+    if (at < t->o.d_out) real = qs_min(wide, t->o.d_out - at);
+    for (size_t b = 0; b < t->n; b++, y += QS_COLUMNS, to += t->out_ld) {
+        const float *target = t->rows_y + b * t->o.d_out + at;
+        float e[QS_COLUMNS];
+        for (size_t j = 0; j < real; j++) e[j] = y[j] - target[j] * t->o.scale_out;
+        loss += qs_dot_double(e, e, real);
+        for (size_t j = 0; j < real; j++) to[j] = e[j] * by;
+        for (size_t j = real; j < wide; j++) to[j] = 0.0f;
+    }
+    t->sums[chunk * (t->n_prefixes + 3) + k] = loss;
+}
+
+/* sum of y^2 and n times the square of its mean, over rows, for a chunk */
+static void qs_sum_targets(const qsae_trainer *t, size_t chunk)
+{
+    size_t at = chunk * QS_COLUMNS, real = at < t->o.d_out ? qs_min(QS_COLUMNS, t->o.d_out - at) : 0;
+    double sum[QS_COLUMNS] = {0}, squares = 0, means = 0, *to = t->sums + chunk * (t->n_prefixes + 3) + t->n_prefixes;
+    for (size_t b = 0; b < t->n; b++) {
+        float y[QS_COLUMNS];
+        const float *target = t->rows_y + b * t->o.d_out + at;
+        for (size_t j = 0; j < real; j++) y[j] = target[j] * t->o.scale_out;
+        for (size_t j = 0; j < real; j++) sum[j] += (double)y[j];
+        squares += qs_dot_double(y, y, real);
+    }
+    for (size_t j = 0; j < real; j++) means += sum[j] * sum[j] / (double)t->n;
+    to[1] = squares;
+    to[2] = means;
+}
+
+static float qs_error_factor(const qsae_trainer *t, size_t k)
+{
+    return (float)(2.0 * (double)t->weight[k] / (double)t->n);
+}
+
+static void qs_train_decode_task(void *arg, size_t lo, size_t hi, size_t thread)
+{
+    const qs_decode_run *run = arg;
+    qsae_trainer *t = run->t;
+    qs_decode_scratch s;
+    qs_lay_decode(t, t->scratch + thread * t->scratch_size, &s);
+    for (size_t chunk = lo; chunk < hi; chunk++) {
+        size_t at = chunk * QS_COLUMNS, wide = qs_columns_of(t->out_ld, chunk), k = 0, outer = t->n_prefixes - 1;
+        float *e = t->e + outer * t->rows_ld * t->out_ld + at;
+        for (size_t b = 0; b < t->n; b++)
+            memcpy(s.y + b * QS_COLUMNS, run->open ? t->p[QSAE_PART_B_DEC] + at : e + b * t->out_ld,
+                   wide * sizeof(float));
+        if (run->open && chunk == 0) memset(t->active, 0, t->n * sizeof *t->active);
+        for (size_t i = run->first; i < run->end; i++) {
+            const uint32_t *row;
+            const float *value;
+            for (; k < outer && t->prefix[k] == i; k++) qs_close_prefix(t, chunk, k, qs_error_factor(t, k), s.y);
+            size_t n = qs_firing(t, i, &t->list[i], &s, &row, &value);
+            t->train->scatter(value, row, n, t->p[QSAE_PART_DEC] + i * t->out_ld + at, wide, s.y);
+            if (chunk == 0)
+                for (size_t j = 0; j < n; j++) t->active[row[j]]++;
+        }
+        if (run->close) {
+            qs_close_prefix(t, chunk, outer, t->with_aux ? 1.0f : qs_error_factor(t, outer), s.y);
+            qs_sum_targets(t, chunk);
+        } else {
+            for (size_t b = 0; b < t->n; b++)
+                memcpy(e + b * t->out_ld, s.y + b * QS_COLUMNS, wide * sizeof(float));
+        }
+    }
+}
+
+static void qs_decode_range(qsae_trainer *t, size_t first, size_t end, int open, int close)
+{
+    qs_decode_run run = {t, first, end, open, close};
+    qs_parallel(t->o.n_threads, t->n_chunks, t->n * QS_COLUMNS, qs_train_decode_task, &run);
+}
+
+/* After the whole reconstruction: aux error from the dead latents' lists; then all errors become gradients, and those
+ * of Matryoshka's prefixes sums from k on. */
+static void qs_aux_task(void *arg, size_t lo, size_t hi, size_t thread)
+{
+    qsae_trainer *t = arg;
+    qs_decode_scratch s;
+    size_t outer = t->n_prefixes - 1, ld = t->out_ld;
+    qs_lay_decode(t, t->scratch + thread * t->scratch_size, &s);
+    for (size_t chunk = lo; chunk < hi; chunk++) {
+        size_t at = chunk * QS_COLUMNS, wide = qs_columns_of(ld, chunk);
+        float *e = t->e + outer * t->rows_ld * ld + at, by = qs_error_factor(t, outer);
+        double loss = 0;
+        if (t->with_aux) {
+            for (size_t b = 0; b < t->n; b++)
+                memcpy(s.y + b * QS_COLUMNS, e + b * ld, wide * sizeof(float));
+            for (size_t j = 0; j < t->n_dead; j++) {
+                const qs_list *l = &t->aux_list[t->dead[j]];
+                t->train->scatter(t->value + l->at, t->row + l->at, l->n,
+                                  t->p[QSAE_PART_DEC] + t->dead[j] * ld + at, wide, s.y);
+            }
+            for (size_t b = 0; b < t->n; b++) {
+                loss += qs_dot_double(s.y + b * QS_COLUMNS, s.y + b * QS_COLUMNS, wide);
+                for (size_t j = 0; j < wide; j++) {
+                    t->aux_e[b * ld + at + j] = s.y[b * QS_COLUMNS + j] * t->aux_scale;
+                    e[b * ld + j] *= by;
+                }
+            }
+        }
+        t->sums[chunk * (t->n_prefixes + 3) + t->n_prefixes] = loss;
+        for (size_t k = outer; k-- > 0;) {
+            float *part = t->e + k * t->rows_ld * ld + at, *rest = part + t->rows_ld * ld;
+            for (size_t b = 0; b < t->n; b++)
+                for (size_t j = 0; j < wide; j++) part[b * ld + j] += rest[b * ld + j];
+        }
+    }
+}
+
+/* ---- aux: the dead latents' lists ---- */
+
+static float qs_below(float v) /* the largest float below v, which is finite */
+{
+    uint32_t u;
+    memcpy(&u, &v, 4);
+    if (v == 0.0f) u = 0x80000001u;
+    else u += u >> 31 ? 1u : UINT32_MAX;
+    memcpy(&v, &u, 4);
+    return v;
+}
+
+static void qs_find_dead(qsae_trainer *t)
+{
+    t->n_dead = 0;
+    for (size_t i = 0; i < t->o.d_sae; i++)
+        if (t->fired[i] > t->o.dead_steps) t->dead[t->n_dead++] = (uint32_t)i;
+    t->with_aux = t->n_dead > 0 && t->o.aux_coefficient > 0.0f;
+}
+
+/* limit[b] = the last of the k dead latents with the largest keys; units are panels */
+static void qs_aux_limit_task(void *arg, size_t lo, size_t hi, size_t thread)
+{
+    qsae_trainer *t = arg;
+    qs_rank_scratch s;
+    size_t k = qs_min(t->o.d_in / 2, t->n_dead);
+    qs_lay_rank(t, t->scratch + thread * t->scratch_size, &s);
+    for (size_t panel = lo; panel < hi; panel++) {
+        size_t b0 = panel * QS_PANEL;
+        qs_panel_keys(t, t->dead, 0, t->n_dead, t->packed + b0 * t->in_ld, s.w, s.z, s.keys);
+        for (size_t b = b0; b < qs_min(b0 + QS_PANEL, t->n); b++) {
+            for (size_t j = 0; j < t->n_dead; j++) s.key[j] = s.keys[j * QS_PANEL + b - b0];
+            qs_rank r = qs_rank_of(s.key, t->n_dead, k);
+            qs_pair last = {qs_rank_value(&r), 0};
+            for (size_t j = 0; j < t->n_dead && r.k; j++) {
+                if (!(s.key[j] == last.value)) continue;
+                last.index = t->dead[j];
+                r.k--;
+            }
+            t->limit[b] = last;
+            t->cut[b] = qs_below(last.value);
+        }
+    }
+}
+
+static qsae_status qs_encode_aux(qsae_trainer *t, qsae_error *err)
+{
+    size_t half = t->o.d_in / 2, k = qs_min(half, t->n_dead);
+    if (!t->with_aux) return QSAE_OK;
+    if (!k) { /* d_in is 1 */
+        t->with_aux = 0;
+        return QSAE_OK;
+    }
+    double part = (double)t->n_dead / (double)half;
+    t->aux_scale = (float)(2.0 * (double)t->o.aux_coefficient * (part < 1 ? part : 1) / (double)t->n);
+    qs_set_cuts(t, -INFINITY);
+    if (k < t->n_dead)
+        qs_parallel(t->o.n_threads, (t->n + QS_PANEL - 1) / QS_PANEL, t->n_dead * t->in_ld, qs_aux_limit_task, t);
+    if (!qs_encode_range(t, t->dead, 0, t->n_dead, t->aux_list)) return qs_crowded(t, err);
+    if (k < t->n_dead) qs_keep_limits(t, t->aux_list, t->dead, t->n_dead);
+    return QSAE_OK;
+}
+
+/* ---- backward ---- */
+
+/* tanh to about 1 ulp, from operations that are the same everywhere */
+static float qs_tanh(float x)
+{
+    float a = fabsf(x), q = x * x, e;
+    if (a < 0.25f)
+        return x * (1.0f + q * (-1.0f / 3 + q * (2.0f / 15 + q * (-17.0f / 315 + q * (62.0f / 2835)))));
+    e = qs_exp(-2.0f * a);
+    e = (1.0f - e) / (1.0f + e);
+    return x < 0.0f ? -e : e;
+}
+
+/* What one latent's list comes to */
+typedef struct qs_grads {
+    double bias, theta, penalty;
+    float along; /* gradient of the decoder row along itself, from |d_i| in the tanh and pre-act terms */
+    int fires;
+} qs_grads;
+
+/* The pairs of latent i that have a gradient go to s->row with a = dL/d(d_i) / G, c = dL/dz. Returns how many. */
+static size_t qs_jump_pairs(const qsae_trainer *t, size_t i, const qs_list *l, const qs_backward_scratch *s,
+                            qs_grads *g)
+{
+    const float theta = t->p[QSAE_PART_THETA][i], width = t->o.bandwidth, norm = t->norm[i];
+    const int smooth = t->o.sparsity == QSAE_TRAIN_TANH;
+    const float steep = t->l0_coefficient * t->o.tanh_scale / (float)t->n;
+    size_t n = 0;
+    for (size_t j = 0; j < l->n; j++) {
+        uint32_t b = t->row[l->at + j];
+        float z = t->value[l->at + j], gf = s->gf[j], u = (z - theta) / width, gz = 0.0f, f = 0.0f;
+        int fires = !(z <= theta), window = u > -0.5f && u < 0.5f;
+        if (fires) f = z;
+        g->fires |= fires;
+        if (smooth) {
+            float h = qs_tanh(t->o.tanh_scale * f * norm), q = steep * (1.0f - h * h);
+            gf += q * norm;
+            g->along += q * f;
+            g->penalty += (double)h;
+        }
+        if (fires) gz = gf;
+        if (window) {
+            float ste = (theta * gf + (smooth ? 0.0f : t->lambda[b])) / width;
+            g->theta -= (double)ste;
+            if (t->o.ste_to_input) gz += ste;
+        }
+        if (!fires && !(window && t->o.ste_to_input)) continue;
+        g->bias += (double)gz;
+        s->row[n] = b;
+        s->a[n] = f;
+        s->c[n++] = gz;
+    }
+    g->penalty *= (double)t->l0_coefficient / (double)t->n;
+    return n;
+}
+
+/* + p mean_b max(theta - z_b, 0) |d_i| of a dead latent: every row */
+static void qs_pre_act(const qsae_trainer *t, size_t i, const qs_backward_scratch *s, float *enc, qs_grads *g)
+{
+    const float theta = t->p[QSAE_PART_THETA][i], p = t->o.pre_act_coefficient / (float)t->n;
+    const float *w = t->p[QSAE_PART_ENC] + i * t->in_ld;
+    size_t n = 0;
+    double rest = 0;
+    for (size_t b = 0; b < t->n; b++) s->row[b] = (uint32_t)b;
+    t->train->pair_dots(w, t->in_ld, t->x, t->in_ld, s->row, t->n, s->gf);
+    for (size_t b = 0; b < t->n; b++) {
+        float r = theta - (s->gf[b] + t->p[QSAE_PART_B_ENC][i]);
+        if (!(r > 0.0f)) continue;
+        rest += (double)r;
+        s->row[n] = (uint32_t)b;
+        s->c[n++] = -p * t->norm[i];
+    }
+    t->train->gather(s->c, s->row, n, t->x, t->in_ld, t->in_ld, enc);
+    g->bias -= (double)(p * t->norm[i]) * (double)n;
+    g->theta += (double)(p * t->norm[i]) * (double)n;
+    g->along += (float)((double)p * rest);
+    g->penalty += (double)p * (double)t->norm[i] * rest;
+}
+
+/* A weighted list: dL/dz = gf of each pair, without conditions (TopK kinds, aux) */
+static void qs_plain_pairs(const qsae_trainer *t, size_t i, const qs_list *l, const float *errors,
+                           const qs_backward_scratch *s, float *enc, float *dec, qs_grads *g)
+{
+    const uint32_t *row = t->row + l->at;
+    t->train->pair_dots(t->p[QSAE_PART_DEC] + i * t->out_ld, t->out_ld, errors, t->out_ld, row, l->n, s->gf);
+    for (size_t j = 0; j < l->n; j++) g->bias += (double)s->gf[j];
+    t->train->gather(t->value + l->at, row, l->n, errors, t->out_ld, t->out_ld, dec);
+    t->train->gather(s->gf, row, l->n, t->x, t->in_ld, t->in_ld, enc);
+}
+
+/* Removes from g [ld] its part along d. */
+static void qs_project(const qsae_trainer *t, size_t i, float *g)
+{
+    const float *d = t->p[QSAE_PART_DEC] + i * t->out_ld;
+    float dot, n = t->norm[i];
+    if (!(n > 0.0f)) return;
+    t->kernels->dots[QSAE_TYPE_F32](d, t->out_ld * sizeof(float), 1, t->out_ld, g, t->out_ld, 1, &dot, 1);
+    t->kernels->axpy[QSAE_TYPE_F32](-(dot / n) / n, d, t->out_ld, g);
+}
+
+/* The gradient of latent i into grad [in_ld + out_ld]; 0 if it has none, and grad is not written then */
+static int qs_backward_latent(qsae_trainer *t, size_t i, const qs_backward_scratch *s, float *grad)
+{
+    const qs_list *l = &t->list[i];
+    const int dead = t->fired[i] > t->o.dead_steps, aux = t->with_aux && dead && t->aux_list[i].n;
+    const int pre_act = qs_is_jump(t) && dead && t->o.pre_act_coefficient > 0.0f;
+    float *enc = grad, *dec = grad + t->in_ld;
+    qs_grads g = {0, 0, 0, 0.0f, 0};
+    size_t group = 0;
+    t->hit[i] = 0;
+    t->square[i] = 0;
+    t->penalty[i] = 0;
+    if (!l->n && !aux && !pre_act) return 0;
+    memset(grad, 0, (t->in_ld + t->out_ld) * sizeof *grad);
+    while (t->prefix[group] <= i) group++;
+    const float *errors = t->e + group * t->rows_ld * t->out_ld;
+    if (qs_is_jump(t)) {
+        t->train->pair_dots(t->p[QSAE_PART_DEC] + i * t->out_ld, t->out_ld, errors, t->out_ld, t->row + l->at, l->n,
+                            s->gf);
+        size_t n = qs_jump_pairs(t, i, l, s, &g);
+        t->train->gather(s->a, s->row, n, errors, t->out_ld, t->out_ld, dec);
+        t->train->gather(s->c, s->row, n, t->x, t->in_ld, t->in_ld, enc);
+        if (pre_act) qs_pre_act(t, i, s, enc, &g);
+        if (g.along > 0.0f && t->norm[i] > 0.0f)
+            t->kernels->axpy[QSAE_TYPE_F32](g.along / t->norm[i], t->p[QSAE_PART_DEC] + i * t->out_ld, t->out_ld, dec);
+    } else {
+        g.fires = l->n > 0;
+        if (l->n) qs_plain_pairs(t, i, l, errors, s, enc, dec, &g);
+        if (aux) qs_plain_pairs(t, i, &t->aux_list[i], t->aux_e, s, enc, dec, &g);
+    }
+    if (t->o.unit_decoder) qs_project(t, i, dec);
+    t->hit[i] = (uint8_t)g.fires;
+    t->g_bias[i] = (float)g.bias;
+    t->g_theta[i] = (float)g.theta;
+    t->penalty[i] = g.penalty;
+    float e2, d2;
+    t->kernels->dots[QSAE_TYPE_F32](enc, t->in_ld * sizeof(float), 1, t->in_ld, enc, t->in_ld, 1, &e2, 1);
+    t->kernels->dots[QSAE_TYPE_F32](dec, t->out_ld * sizeof(float), 1, t->out_ld, dec, t->out_ld, 1, &d2, 1);
+    t->square[i] = (double)e2 + (double)d2 + g.bias * g.bias + g.theta * g.theta;
+    return 1;
+}
+
+/* ---- update ---- */
+
+/* Adam on latent i; grad [in_ld + out_ld], or NULL where it is zero */
+static void qs_update_latent(qsae_trainer *t, size_t i, const float *grad)
+{
+    const qs_adam *a = &t->adam;
+    const size_t enc = i * t->in_ld, dec = i * t->out_ld;
+    t->train->adam(a, grad, t->in_ld, t->p[0] + enc, t->m[0] + enc, t->v[0] + enc);
+    t->train->adam(a, grad ? grad + t->in_ld : NULL, t->out_ld, t->p[1] + dec, t->m[1] + dec, t->v[1] + dec);
+    QS_TRAIN_scalar.adam(a, grad ? t->g_bias + i : NULL, 1, t->p[2] + i, t->m[2] + i, t->v[2] + i);
+    if (qs_is_jump(t)) {
+        QS_TRAIN_scalar.adam(a, grad ? t->g_theta + i : NULL, 1, t->p[3] + i, t->m[3] + i, t->v[3] + i);
+        if (t->p[3][i] < 0.0f) t->p[3][i] = 0.0f;
+    }
+    qs_norm_latent(t, i);
+    if (t->o.unit_decoder && t->norm[i] > 0.0f) {
+        float n = t->norm[i];
+        for (size_t j = 0; j < t->o.d_out; j++) t->p[1][dec + j] /= n;
+        qs_norm_latent(t, i);
+    }
+    t->fired[i] = t->hit[i] ? 0 : t->fired[i] + (t->fired[i] < UINT32_MAX);
+}
+
+/* Latents first..end, units are parts of QS_PART */
+typedef struct qs_backward_run {
+    qsae_trainer *t;
+    size_t first, end;
+} qs_backward_run;
+
+static void qs_backward_task(void *arg, size_t lo, size_t hi, size_t thread)
+{
+    const qs_backward_run *run = arg;
+    qsae_trainer *t = run->t;
+    qs_backward_scratch s;
+    const size_t wide = t->in_ld + t->out_ld;
+    qs_lay_backward(t, t->scratch + thread * t->scratch_size, &s);
+    for (size_t part = run->first / QS_PART + lo; part < run->first / QS_PART + hi; part++) {
+        size_t i = part * QS_PART > run->first ? part * QS_PART : run->first;
+        float *sum = t->parts + part * t->out_ld;
+        for (; i < qs_min((part + 1) * QS_PART, run->end); i++) {
+            float *grad = t->grad ? t->grad + i * wide : s.grad;
+            int some = qs_backward_latent(t, i, &s, grad);
+            t->touched[i] = (uint8_t)some;
+            if (some && !t->o.no_b_dec_input)
+                t->kernels->axpy[QSAE_TYPE_F32](-t->g_bias[i], t->p[QSAE_PART_ENC] + i * t->in_ld, t->in_ld, sum);
+            if (!t->grad) qs_update_latent(t, i, some ? grad : NULL);
+        }
+    }
+}
+
+static void qs_backward_range(qsae_trainer *t, size_t first, size_t end)
+{
+    qs_backward_run run = {t, first, end};
+    qs_parallel(t->o.n_threads, (end + QS_PART - 1) / QS_PART - first / QS_PART, QS_PART * t->in_ld * 16,
+                qs_backward_task, &run);
+}
+
+static void qs_update_task(void *arg, size_t lo, size_t hi, size_t thread)
+{
+    qsae_trainer *t = arg;
+    (void)thread;
+    for (size_t i = lo; i < hi; i++)
+        qs_update_latent(t, i, t->touched[i] ? t->grad + i * (t->in_ld + t->out_ld) : NULL);
+}
+
+/* dL/dc for columns lo..hi: from the error, then from x - c */
+static void qs_bias_task(void *arg, size_t lo, size_t hi, size_t thread)
+{
+    qsae_trainer *t = arg;
+    (void)thread;
+    for (size_t chunk = lo; chunk < hi; chunk++) {
+        size_t at = chunk * QS_COLUMNS, wide = qs_columns_of(t->out_ld, chunk);
+        float *g = t->g_c + at;
+        memset(g, 0, wide * sizeof *g);
+        for (size_t b = 0; b < t->n; b++)
+            for (size_t j = 0; j < wide; j++) g[j] += t->e[b * t->out_ld + at + j];
+        for (size_t part = 0; part < t->n_parts && !t->o.no_b_dec_input; part++)
+            for (size_t j = 0; j < wide; j++) g[j] += t->parts[part * t->out_ld + at + j];
+    }
+}
+
+/* ---- schedules ---- */
+
+static double qs_power(double b, uint64_t n)
+{
+    double r = 1;
+    for (; n; n >>= 1, b *= b)
+        if (n & 1) r *= b;
+    return r;
+}
+
+static double qs_rate_at(const qsae_trainer_options *o, uint64_t n)
+{
+    double lr = (double)o->lr, s, c;
+    if (n < o->lr_warmup && o->lr_cosine) {
+        qs_sincos(3.14159265358979323846 * (double)n / (double)o->lr_warmup, &s, &c);
+        lr *= 0.1 + 0.9 * (1 - c) / 2;
+    } else if (n < o->lr_warmup) {
+        lr *= (double)(n + 1) / (double)o->lr_warmup;
+    }
+    if (o->lr_decay && n >= o->steps) return 0;
+    if (o->lr_decay && n > o->steps - o->lr_decay) lr *= (double)(o->steps - n) / (double)o->lr_decay;
+    return lr;
+}
+
+static double qs_penalty_at(const qsae_trainer_options *o, uint64_t n)
+{
+    return (double)o->l0_coefficient * (n < o->l0_warmup ? (double)n / (double)o->l0_warmup : 1.0);
+}
+
+static void qs_set_adam(qsae_trainer *t, double rate, double scale)
+{
+    const qsae_trainer_options *o = &t->o;
+    double left1 = 1 - qs_power((double)o->beta1, t->step + 1), left2 = 1 - qs_power((double)o->beta2, t->step + 1);
+    qs_adam a = {(float)scale, (float)(1 - (double)o->beta1), o->beta2, (float)(1 - (double)o->beta2),
+                 (float)(1 / sqrt(left2)), o->eps, (float)(rate / left1)};
+    t->adam = a;
+}
+
+/* ---- step ---- */
+
+static double qs_now(const qsae_trainer *t) { return t->o.clock ? t->o.clock(t->o.clock_user) : 0; }
+
+/* Adds what has passed since *since to a part of the step. */
+static void qs_tick(const qsae_trainer *t, qsae_train_stats *s, int part, double *since)
+{
+    double now = qs_now(t);
+    s->seconds[part] += now - *since;
+    *since = now;
+}
+
+static size_t qs_round_end(const qsae_trainer *t, size_t round)
+{
+    size_t blocks = (t->o.d_sae + t->block - 1) / t->block;
+    return qs_min(blocks * (round + 1) / t->rounds * t->block, t->o.d_sae);
+}
+
+/* JumpReLU: encode and decode, in as many rounds as the arena asks for */
+static void qs_forward_jump(qsae_trainer *t, qsae_train_stats *s, double *since)
+{
+    size_t blocks = (t->o.d_sae + t->block - 1) / t->block, round = 0, pairs = 0;
+    t->rounds = qs_min(blocks, (size_t)(1.1 * (double)t->pairs / (double)t->cap) + 1);
+    qs_set_cuts(t, -INFINITY);
+    while (round < t->rounds) {
+        size_t first = round ? qs_round_end(t, round - 1) : 0, end = qs_round_end(t, round);
+        t->used = 0;
+        int fits = qs_encode_range(t, NULL, first, end, t->list);
+        qs_tick(t, s, QSAE_TIME_ENCODE, since);
+        if (!fits) {
+            t->rounds = qs_min(2 * t->rounds, blocks);
+            round = pairs = 0;
+            continue;
+        }
+        pairs += t->used;
+        qs_decode_range(t, first, end, round == 0, round + 1 == t->rounds);
+        round++;
+        qs_tick(t, s, QSAE_TIME_DECODE, since);
+    }
+    t->pairs = pairs;
+}
+
+static qsae_status qs_forward(qsae_trainer *t, qsae_train_stats *s, double *since, qsae_error *err)
+{
+    qsae_status st;
+    if (qs_is_jump(t)) {
+        qs_forward_jump(t, s, since);
+        return QSAE_OK;
+    }
+    t->rounds = 1;
+    st = t->o.arch == QSAE_TRAIN_TOPK ? qs_select_rows(t, err) : qs_select_batch(t, err);
+    qs_tick(t, s, QSAE_TIME_ENCODE, since);
+    if (st) return st;
+    if ((st = qs_encode_aux(t, err)) != QSAE_OK) return st;
+    qs_tick(t, s, QSAE_TIME_AUX, since);
+    qs_decode_range(t, 0, t->o.d_sae, 1, 1);
+    qs_tick(t, s, QSAE_TIME_DECODE, since);
+    if (t->with_aux || t->n_prefixes > 1)
+        qs_parallel(t->o.n_threads, t->n_chunks, t->n * QS_COLUMNS, qs_aux_task, t);
+    qs_tick(t, s, QSAE_TIME_AUX, since);
+    return QSAE_OK;
+}
+
+/* Losses from the chunks' sums */
+static void qs_add_up(const qsae_trainer *t, qsae_train_stats *s)
+{
+    double squares = 0, means = 0, aux = 0, n = (double)t->n;
+    for (size_t k = 0; k < t->n_prefixes; k++) {
+        double sum = 0;
+        for (size_t c = 0; c < t->n_chunks; c++) sum += t->sums[c * (t->n_prefixes + 3) + k];
+        s->mse = sum / n;
+        s->loss += (double)t->weight[k] * s->mse;
+    }
+    for (size_t c = 0; c < t->n_chunks; c++) {
+        const double *of = t->sums + c * (t->n_prefixes + 3) + t->n_prefixes;
+        if (t->with_aux) aux += of[0];
+        squares += of[1];
+        means += of[2];
+    }
+    s->ev = squares > means ? 1 - s->mse * n / (squares - means) : 0;
+    s->aux = aux * (double)t->aux_scale / 2;
+    if (!t->with_aux) s->aux = 0;
+    s->loss += s->aux;
+    for (size_t b = 0; b < t->n; b++) s->l0 += (double)t->active[b];
+    s->l0 /= n;
+}
+
+/* S and its derivative by each row's L0; tanh's comes with the backward pass */
+static void qs_penalize_rows(qsae_trainer *t, qsae_train_stats *s)
+{
+    const double l = (double)t->l0_coefficient, target = (double)t->o.l0_target, n = (double)t->n;
+    if (!qs_is_jump(t) || t->o.sparsity == QSAE_TRAIN_TANH) return;
+    double off = s->l0 / target - 1, slope = l / n;
+    if (t->o.sparsity == QSAE_TRAIN_STEP) s->sparsity = l * s->l0;
+    if (t->o.sparsity == QSAE_TRAIN_TARGET) {
+        s->sparsity = l * off * off;
+        slope = l * 2 * off / (target * n);
+    }
+    for (size_t b = 0; b < t->n; b++) {
+        if (t->o.sparsity == QSAE_TRAIN_QUADRATIC) {
+            double more = (double)t->active[b] - target;
+            s->sparsity += l * 2 / target * more * more / n;
+            slope = l * 4 * more / (target * n);
+        }
+        t->lambda[b] = (float)slope;
+    }
+}
+
+static int qs_finite_double(double v) { return v - v == 0; }
+
+static qsae_status qs_diverged(const char *what, double v, qsae_error *err)
+{
+    return qs_fail(err, QSAE_E_NUM, 0, "step: the %s is %g: values too large, or training diverged", what, v);
+}
+
+/* Backward and update. */
+static qsae_status qs_learn(qsae_trainer *t, qsae_train_stats *s, double *since, qsae_error *err)
+{
+    double square = 0, scale = 1;
+    memset(t->parts, 0, t->o.no_b_dec_input ? 0 : t->n_parts * t->out_ld * sizeof(float));
+    qs_set_adam(t, s->lr, 1);
+    for (size_t round = 0; round < t->rounds; round++) {
+        size_t first = round ? qs_round_end(t, round - 1) : 0, end = qs_round_end(t, round);
+        if (t->rounds > 1) {
+            t->used = 0;
+            qs_encode_range(t, NULL, first, end, t->list);
+            qs_tick(t, s, QSAE_TIME_ENCODE, since);
+        }
+        qs_backward_range(t, first, end);
+        qs_tick(t, s, QSAE_TIME_BACKWARD, since);
+    }
+    qs_parallel(t->o.n_threads, t->n_chunks, t->n * QS_COLUMNS, qs_bias_task, t);
+    for (size_t i = 0; i < t->o.d_sae; i++) {
+        square += t->square[i];
+        s->sparsity += t->penalty[i];
+        s->loss += t->penalty[i];
+    }
+    square += qs_dot_double(t->g_c, t->g_c, t->o.d_out);
+    s->grad_norm = sqrt(square);
+    qs_tick(t, s, QSAE_TIME_BACKWARD, since);
+    if (!qs_finite_double(square) || !qs_finite_double(s->loss)) {
+        if (!t->grad) t->broken = 1;
+        return qs_diverged("gradient's norm", s->grad_norm, err);
+    }
+    if (t->o.clip > 0.0f) {
+        scale = (double)t->o.clip / (s->grad_norm + 1e-6);
+        qs_set_adam(t, s->lr, scale < 1 ? scale : 1);
+        qs_parallel(t->o.n_threads, t->o.d_sae, 4 * (t->in_ld + t->out_ld), qs_update_task, t);
+    }
+    t->train->adam(&t->adam, t->g_c, t->out_ld, t->p[QSAE_PART_B_DEC], t->m[QSAE_PART_B_DEC], t->v[QSAE_PART_B_DEC]);
+    qs_tick(t, s, QSAE_TIME_UPDATE, since);
+    return QSAE_OK;
+}
+
+static qsae_status qs_train_step(qsae_trainer *t, const float *x, qsae_train_stats *s, qsae_error *err)
+{
+    double since = qs_now(t);
+    qs_prepare_job job = {t, x};
+    s->step = t->step;
+    s->n_rows = t->n;
+    s->lr = qs_rate_at(&t->o, t->step);
+    s->l0_coefficient = qs_is_jump(t) ? qs_penalty_at(&t->o, t->step) : 0;
+    s->screened = 1;
+    t->l0_coefficient = (float)s->l0_coefficient;
+    t->least = 0.0f;
+    qs_parallel(t->o.n_threads, (t->n + QS_PANEL - 1) / QS_PANEL, QS_PANEL * t->in_ld, qs_prepare_task, &job);
+    qs_find_dead(t);
+    s->n_dead = t->n_dead;
+    qs_tick(t, s, QSAE_TIME_PREPARE, &since);
+    qsae_status st = qs_forward(t, s, &since, err);
+    if (st) return st;
+    qs_add_up(t, s);
+    qs_penalize_rows(t, s);
+    s->loss += s->sparsity;
+    if (!qs_finite_double(s->loss)) return qs_diverged("loss", s->loss, err);
+    if ((st = qs_learn(t, s, &since, err)) != QSAE_OK) return st;
+    if (t->least > 0.0f) t->average = (1 - 0.01) * t->average + 0.01 * (double)t->least;
+    t->step++;
+    return QSAE_OK;
+}
+
+static qsae_status qs_trainer_usable(const qsae_trainer *t, qsae_error *err)
+{
+    if (!t) return qs_fail(err, QSAE_E_ARG, 0, "trainer is NULL");
+    if (t->broken) return qs_fail(err, QSAE_E_STATE, 0, "the trainer's state was lost: load a saved one");
+    return QSAE_OK;
+}
+
+qsae_status qsae_trainer_step(qsae_trainer *trainer, const float *x, const float *y, size_t n,
+                              qsae_train_stats *stats, qsae_error *err)
+{
+    qsae_trainer *t = trainer;
+    qsae_train_stats s = {0};
+    qsae_status st = qs_trainer_usable(t, err);
+    if (st) return st;
+    if (!x || !n) return qs_fail(err, QSAE_E_ARG, 0, "step: no rows");
+    if (n > t->o.max_rows)
+        return qs_fail(err, QSAE_E_LIMIT, 0, "step: %zu rows, max_rows is %zu", n, t->o.max_rows);
+    if (!y && t->o.d_in != t->o.d_out)
+        return qs_fail(err, QSAE_E_ARG, 0, "step: y is NULL, but d_in is %zu and d_out %zu", t->o.d_in, t->o.d_out);
+    if ((st = qs_check_input(x, n, t->o.d_in, t->o.d_in, err)) != QSAE_OK ||
+        (y && (st = qs_check_input(y, n, t->o.d_out, t->o.d_out, err)) != QSAE_OK))
+        return st;
+    t->n = n;
+    t->rows_y = y ? y : x;
+    qs_fp_state fp = qs_fp_enter();
+    st = qs_train_step(t, x, &s, err);
+    qs_fp_leave(fp);
+    t->rows_y = NULL;
+    if (!st && stats) *stats = s;
+    return st;
+}
+
+/* ---- save and load ---- */
+
+#define QS_STATE_MAGIC   "QSAETRN\n" /* 8 bytes */
+#define QS_STATE_VERSION 1u
+#define QS_STATE_OPTIONS 32
+
+/* The options that shape training, as bits to compare, with their names */
+typedef struct qs_print {
+    size_t n;
+    const char *name[QS_STATE_OPTIONS];
+    uint64_t bits[QS_STATE_OPTIONS + 2 * QS_MAX_PREFIXES]; /* then prefixes and their weights */
+} qs_print;
+
+static void qs_print_integer(qs_print *p, const char *name, uint64_t v)
+{
+    p->name[p->n] = name;
+    p->bits[p->n++] = v;
+}
+
+static void qs_print_float(qs_print *p, const char *name, double v)
+{
+    uint64_t bits;
+    memcpy(&bits, &v, 8);
+    qs_print_integer(p, name, bits);
+}
+
+static void qs_print_options(const qsae_trainer *t, qs_print *p)
+{
+    const qsae_trainer_options *o = &t->o;
+    p->n = 0;
+    qs_print_integer(p, "d_in", o->d_in);
+    qs_print_integer(p, "d_out", o->d_out);
+    qs_print_integer(p, "d_sae", o->d_sae);
+    qs_print_integer(p, "arch", (uint64_t)o->arch);
+    qs_print_integer(p, "sparsity", (uint64_t)o->sparsity);
+    qs_print_integer(p, "ste_to_input", o->ste_to_input != 0);
+    qs_print_integer(p, "no_b_dec_input", o->no_b_dec_input != 0);
+    qs_print_integer(p, "no_rescale", o->no_rescale != 0);
+    qs_print_integer(p, "unit_decoder", o->unit_decoder != 0);
+    qs_print_integer(p, "lr_cosine", o->lr_cosine != 0);
+    qs_print_integer(p, "dead_steps", o->dead_steps);
+    qs_print_integer(p, "steps", o->steps);
+    qs_print_integer(p, "lr_warmup", o->lr_warmup);
+    qs_print_integer(p, "lr_decay", o->lr_decay);
+    qs_print_integer(p, "l0_warmup", o->l0_warmup);
+    qs_print_integer(p, "seed", o->seed);
+    qs_print_float(p, "l0_coefficient", (double)o->l0_coefficient);
+    qs_print_float(p, "l0_target", (double)o->l0_target);
+    qs_print_float(p, "bandwidth", (double)o->bandwidth);
+    qs_print_float(p, "threshold_init", (double)o->threshold_init);
+    qs_print_float(p, "tanh_scale", (double)o->tanh_scale);
+    qs_print_float(p, "pre_act_coefficient", (double)o->pre_act_coefficient);
+    qs_print_float(p, "k", o->k);
+    qs_print_float(p, "aux_coefficient", (double)o->aux_coefficient);
+    qs_print_float(p, "lr", (double)o->lr);
+    qs_print_float(p, "beta1", (double)o->beta1);
+    qs_print_float(p, "beta2", (double)o->beta2);
+    qs_print_float(p, "eps", (double)o->eps);
+    qs_print_float(p, "clip", (double)o->clip);
+    qs_print_float(p, "scale_in", (double)o->scale_in);
+    qs_print_float(p, "scale_out", (double)o->scale_out);
+    qs_print_float(p, "decoder_norm", (double)o->decoder_norm);
+    for (size_t k = 0; k < QS_MAX_PREFIXES; k++) {
+        double weight = (double)t->weight[k];
+        p->bits[QS_STATE_OPTIONS + 2 * k] = t->prefix[k];
+        memcpy(&p->bits[QS_STATE_OPTIONS + 2 * k + 1], &weight, 8);
+    }
+}
+
+/* Reads or writes the state with one walk, so that both have the same order. */
+typedef struct qs_stream {
+    int (*write)(void *user, const void *data, size_t size);
+    int (*read)(void *user, void *data, size_t size);
+    void *user;
+    qsae_hash hash;
+    uint64_t done;
+    int failed;
+} qs_stream;
+
+static void qs_stream_pass(qs_stream *s, void *data, size_t size)
+{
+    if (s->failed || !size) return;
+    s->failed = s->write ? s->write(s->user, data, size) : s->read(s->user, data, size);
+    if (s->failed) return;
+    qsae_hash_add(&s->hash, data, size);
+    s->done += size;
+}
+
+static void qs_stream_state(qs_stream *s, qsae_trainer *t)
+{
+    float **sets[3] = {t->p, t->m, t->v};
+    qs_stream_pass(s, &t->step, sizeof t->step);
+    qs_stream_pass(s, &t->average, sizeof t->average);
+    for (int set = 0; set < 3; set++)
+        for (int part = 0; part < 5; part++) {
+            size_t rows, cols, ld = qs_part_ld(t, part);
+            if (!qs_part_rows(t, part, &rows, &cols)) continue;
+            for (size_t r = 0; r < rows; r++) qs_stream_pass(s, sets[set][part] + r * ld, cols * sizeof(float));
+        }
+    qs_stream_pass(s, t->fired, t->o.d_sae * sizeof *t->fired);
+}
+
+qsae_status qsae_trainer_save(const qsae_trainer *trainer, int (*write)(void *user, const void *data, size_t size),
+                              void *user, qsae_error *err)
+{
+    qs_print p;
+    qs_stream s = {write, NULL, user, {{0}, 0, {0}}, 0, 0};
+    char magic[8];
+    uint32_t version = QS_STATE_VERSION, count = QS_STATE_OPTIONS + 2 * QS_MAX_PREFIXES;
+    qsae_status st = qs_trainer_usable(trainer, err);
+    if (st) return st;
+    if (!write) return qs_fail(err, QSAE_E_ARG, 0, "save: write is NULL");
+    memcpy(magic, QS_STATE_MAGIC, 8);
+    qs_print_options(trainer, &p);
+    qsae_hash_begin(&s.hash);
+    qs_stream_pass(&s, magic, 8);
+    qs_stream_pass(&s, &version, 4);
+    qs_stream_pass(&s, &count, 4);
+    qs_stream_pass(&s, p.bits, sizeof p.bits);
+    qs_stream_state(&s, (qsae_trainer *)(uintptr_t)trainer); /* only read: s has no `read` */
+    uint64_t hash = qsae_hash_end(&s.hash);
+    qs_stream_pass(&s, &hash, 8);
+    if (s.failed)
+        return qs_fail(err, QSAE_E_IO, s.done, "save: writing stopped after %llu bytes", (unsigned long long)s.done);
+    return QSAE_OK;
+}
+
+static qsae_status qs_short(const qs_stream *s, qsae_error *err)
+{
+    return qs_fail(err, QSAE_E_TRUNC, s->done, "load: the state ends after %llu bytes", (unsigned long long)s->done);
+}
+
+static qsae_status qs_check_print(const qsae_trainer *t, const uint64_t *is, qsae_error *err)
+{
+    qs_print p;
+    qs_print_options(t, &p);
+    for (size_t i = 0; i < QS_STATE_OPTIONS + 2 * QS_MAX_PREFIXES; i++) {
+        double a, b;
+        if (is[i] == p.bits[i]) continue;
+        if (i >= QS_STATE_OPTIONS)
+            return qs_fail(err, QSAE_E_MISMATCH, 0, "load: prefix %zu or its weight differs",
+                           (i - QS_STATE_OPTIONS) / 2);
+        memcpy(&a, &is[i], 8);
+        memcpy(&b, &p.bits[i], 8);
+        if (i < 16) { /* the integers */
+            return qs_fail(err, QSAE_E_MISMATCH, 0, "load: the state was saved with %s %llu, the trainer has %llu",
+                           p.name[i], (unsigned long long)is[i], (unsigned long long)p.bits[i]);
+        }
+        return qs_fail(err, QSAE_E_MISMATCH, 0, "load: the state was saved with %s %.9g, the trainer has %.9g",
+                       p.name[i], a, b);
+    }
+    return QSAE_OK;
+}
+
+/* What a value of a part must be: finite; thresholds and second moments not below 0 */
+static qsae_status qs_check_values(int set, int part, size_t row, const float *v, size_t n, qsae_error *err)
+{
+    static const char *const names[5] = {"enc", "dec", "b_enc", "theta", "b_dec"};
+    static const char *const sets[3] = {"", "_m", "_v"};
+    if (!qs_all_finite(v, n))
+        return qs_fail(err, QSAE_E_NUM, 0, "%s%s: row %zu is not finite", names[part], sets[set], row);
+    for (size_t j = 0; j < n && (set == 2 || (set == 0 && part == QSAE_PART_THETA)); j++)
+        if (v[j] < 0.0f)
+            return qs_fail(err, QSAE_E_ARG, 0, "%s%s: a value of row %zu is %g, must not be below 0", names[part],
+                           sets[set], row, (double)v[j]);
+    return QSAE_OK;
+}
+
+static qsae_status qs_check_state(const qsae_trainer *t, qsae_error *err)
+{
+    float *const *sets[3] = {t->p, t->m, t->v};
+    if (!(t->average >= 0) || !qs_finite_double(t->average))
+        return qs_fail(err, QSAE_E_NUM, 0, "the moving average is %g", t->average);
+    for (int set = 0; set < 3; set++)
+        for (int part = 0; part < 5; part++) {
+            size_t rows, cols, ld = qs_part_ld(t, part);
+            if (!qs_part_rows(t, part, &rows, &cols)) continue;
+            for (size_t r = 0; r < rows; r++) {
+                qsae_status st = qs_check_values(set, part, r, sets[set][part] + r * ld, cols, err);
+                if (st) return st == QSAE_E_ARG ? QSAE_E_FORMAT : st;
+            }
+        }
+    return QSAE_OK;
+}
+
+static void qs_norms_task(void *arg, size_t lo, size_t hi, size_t thread)
+{
+    (void)thread;
+    for (size_t i = lo; i < hi; i++) qs_norm_latent(arg, i);
+}
+
+qsae_status qsae_trainer_load(qsae_trainer *trainer, int (*read)(void *user, void *data, size_t size), void *user,
+                              qsae_error *err)
+{
+    qsae_trainer *t = trainer;
+    qs_stream s = {NULL, read, user, {{0}, 0, {0}}, 0, 0};
+    uint64_t bits[QS_STATE_OPTIONS + 2 * QS_MAX_PREFIXES], is, hash;
+    char magic[8];
+    uint32_t version = 0, count = 0;
+    qsae_status st;
+    if (!t || !read) return qs_fail(err, QSAE_E_ARG, 0, "load: %s is NULL", t ? "read" : "trainer");
+    qsae_hash_begin(&s.hash);
+    qs_stream_pass(&s, magic, 8);
+    qs_stream_pass(&s, &version, 4);
+    qs_stream_pass(&s, &count, 4);
+    if (s.failed) return qs_short(&s, err);
+    if (memcmp(magic, QS_STATE_MAGIC, 8) != 0)
+        return qs_fail(err, QSAE_E_FORMAT, 0, "load: these bytes are not the state of a trainer");
+    if (version != QS_STATE_VERSION || count != QS_STATE_OPTIONS + 2 * QS_MAX_PREFIXES)
+        return qs_fail(err, QSAE_E_VERSION, 8, "load: state version %u with %u options, this is %u with %u", version,
+                       count, QS_STATE_VERSION, (unsigned)(QS_STATE_OPTIONS + 2 * QS_MAX_PREFIXES));
+    qs_stream_pass(&s, bits, sizeof bits);
+    if (s.failed) return qs_short(&s, err);
+    if ((st = qs_check_print(t, bits, err)) != QSAE_OK) return st;
+    t->broken = 1;
+    qs_stream_state(&s, t);
+    hash = qsae_hash_end(&s.hash);
+    qs_stream_pass(&s, &is, 8);
+    if (s.failed) return qs_short(&s, err);
+    if (is != hash) return qs_fail(err, QSAE_E_FORMAT, s.done - 8, "load: the checksum of the state is wrong");
+    if ((st = qs_check_state(t, err)) != QSAE_OK) return st;
+    t->broken = 0;
+    qs_fp_state fp = qs_fp_enter();
+    qs_parallel(t->o.n_threads, t->o.d_sae, t->out_ld, qs_norms_task, t);
+    qs_fp_leave(fp);
+    return QSAE_OK;
+}
+
+/* ---- parts ---- */
+
+void qsae_trainer_shape(const qsae_trainer *trainer, qsae_train_part part, size_t *rows, size_t *cols)
+{
+    size_t r = 0, c = 0;
+    if (trainer && (unsigned)part < QSAE_PART_FIRED) {
+        if (!qs_part_rows(trainer, (int)part % 5, &r, &c)) r = c = 0;
+        /* of BatchTopK's one threshold there are no moments */
+        if (part == QSAE_PART_THETA && (trainer->o.arch == QSAE_TRAIN_BATCHTOPK ||
+                                        trainer->o.arch == QSAE_TRAIN_MATRYOSHKA))
+            r = c = 1;
+    } else if (trainer && part == QSAE_PART_FIRED) {
+        r = trainer->o.d_sae;
+        c = 1;
+    }
+    if (rows) *rows = r;
+    if (cols) *cols = c;
+}
+
+static qsae_status qs_check_part(const qsae_trainer *t, qsae_train_part part, size_t first, size_t n, const void *p,
+                                 qsae_error *err)
+{
+    size_t rows, cols;
+    qsae_status st = qs_trainer_usable(t, err);
+    if (st) return st;
+    qsae_trainer_shape(t, part, &rows, &cols);
+    if (!rows) return qs_fail(err, QSAE_E_ARG, 0, "trainer: there is no part %d", (int)part);
+    if (first > rows || n > rows - first)
+        return qs_fail(err, QSAE_E_ARG, 0, "trainer: rows %zu and %zu more of part %d, which has %zu", first, n,
+                       (int)part, rows);
+    if (!p && n) return qs_fail(err, QSAE_E_ARG, 0, "trainer: the rows' pointer is NULL");
+    return QSAE_OK;
+}
+
+/* Where a part's row is; NULL for those that are no floats */
+static float *qs_part_at(const qsae_trainer *t, qsae_train_part part, size_t row)
+{
+    float *const *sets[3] = {t->p, t->m, t->v};
+    if (part == QSAE_PART_FIRED || (part == QSAE_PART_THETA && !qs_is_jump(t))) return NULL;
+    return sets[part / 5][part % 5] + row * qs_part_ld(t, (int)part % 5);
+}
+
+qsae_status qsae_trainer_get(const qsae_trainer *trainer, qsae_train_part part, size_t first, size_t n, float *out,
+                             qsae_error *err)
+{
+    size_t rows, cols;
+    qsae_status st = qs_check_part(trainer, part, first, n, out, err);
+    if (st) return st;
+    qsae_trainer_shape(trainer, part, &rows, &cols);
+    for (size_t r = 0; r < n; r++) {
+        const float *from = qs_part_at(trainer, part, first + r);
+        if (from) memcpy(out + r * cols, from, cols * sizeof *out);
+        else out[r] = part == QSAE_PART_FIRED ? (float)trainer->fired[first + r] : (float)trainer->average;
+    }
+    return QSAE_OK;
+}
+
+static qsae_status qs_check_set(const qsae_trainer *t, qsae_train_part part, size_t first, size_t n, const float *in,
+                                qsae_error *err)
+{
+    size_t rows, cols;
+    qsae_status st;
+    qsae_trainer_shape(t, part, &rows, &cols);
+    for (size_t r = 0; r < n; r++) {
+        if (part == QSAE_PART_FIRED) {
+            if (in[r] >= 0.0f && in[r] <= 4294967040.0f && in[r] == floorf(in[r])) continue;
+            return qs_fail(err, QSAE_E_ARG, 0, "fired: value %zu is %g, must be a count", first + r, (double)in[r]);
+        }
+        if ((st = qs_check_values((int)part / 5, (int)part % 5, first + r, in + r * cols, cols, err)) != QSAE_OK)
+            return st;
+    }
+    return QSAE_OK;
+}
+
+qsae_status qsae_trainer_set(qsae_trainer *trainer, qsae_train_part part, size_t first, size_t n, const float *in,
+                             qsae_error *err)
+{
+    size_t rows, cols;
+    qsae_status st = qs_check_part(trainer, part, first, n, in, err);
+    if (st || (st = qs_check_set(trainer, part, first, n, in, err)) != QSAE_OK) return st;
+    qsae_trainer_shape(trainer, part, &rows, &cols);
+    qs_fp_state fp = qs_fp_enter();
+    for (size_t r = 0; r < n; r++) {
+        float *to = qs_part_at(trainer, part, first + r);
+        if (to) memcpy(to, in + r * cols, cols * sizeof *in);
+        else if (part == QSAE_PART_FIRED) trainer->fired[first + r] = (uint32_t)in[r];
+        else trainer->average = (double)in[r];
+        if (part == QSAE_PART_DEC) qs_norm_latent(trainer, first + r);
+    }
+    qs_fp_leave(fp);
+    return QSAE_OK;
+}
+
+/* ---- export ----
+ *
+ * In raw units x_raw = x / scale_in and y_raw = y / scale_out. With q = |d_i| scale_in / scale_out (1 if norms stay)
+ *     w'_i = q w_i    b'_i = q (b_i - w_i . c) / scale_in    theta'_i = q theta_i / scale_in    f'_i = q f_i / scale_in
+ *     d'_i = d_i scale_in / (scale_out q)    c' = c / scale_out
+ * For BatchTopK, which selects by z |d_i|, the average a is theta_i = a / |d_i| in units of z. */
+
+qsae_activation qsae_trainer_activation(const qsae_trainer *trainer)
+{
+    return trainer && trainer->o.arch == QSAE_TRAIN_TOPK ? QSAE_ACT_TOPK : QSAE_ACT_JUMPRELU;
+}
+
+/* q of latent i; a decoder row of zeros stays as it is */
+static double qs_fold_of(const qsae_trainer *t, size_t i)
+{
+    const float *d = t->p[QSAE_PART_DEC] + i * t->out_ld;
+    double norm = sqrt(qs_dot_double(d, d, t->o.d_out));
+    if (t->o.arch == QSAE_TRAIN_TOPK && t->o.no_rescale) return 1;
+    return norm > 0 ? norm * (double)t->o.scale_in / (double)t->o.scale_out : 1;
+}
+
+static void qs_export_row(const qsae_trainer *t, qsae_train_part part, size_t i, float *out)
+{
+    const float *w = t->p[QSAE_PART_ENC] + i * t->in_ld, *d = t->p[QSAE_PART_DEC] + i * t->out_ld;
+    const float *c = t->p[QSAE_PART_B_DEC];
+    double in = (double)t->o.scale_in, to = (double)t->o.scale_out, v;
+    double q = part == QSAE_PART_B_DEC ? 1 : qs_fold_of(t, i);
+    switch (part) {
+    case QSAE_PART_ENC:
+        for (size_t j = 0; j < t->o.d_in; j++) out[j] = (float)((double)w[j] * q);
+        break;
+    case QSAE_PART_DEC:
+        for (size_t j = 0; j < t->o.d_out; j++) out[j] = (float)((double)d[j] * (in / to) / q);
+        break;
+    case QSAE_PART_B_ENC:
+        v = (double)t->p[QSAE_PART_B_ENC][i];
+        if (!t->o.no_b_dec_input) v -= qs_dot_double(w, c, t->o.d_in);
+        *out = (float)(v * q / in);
+        break;
+    case QSAE_PART_THETA:
+        if (qs_is_jump(t)) *out = (float)((double)t->p[QSAE_PART_THETA][i] * q / in);
+        else if (t->o.no_rescale) *out = (float)(t->average * q / in);
+        else *out = (float)(t->average / to);
+        break;
+    default: *out = (float)((double)c[i] / to);
+    }
+}
+
+qsae_status qsae_trainer_export(const qsae_trainer *trainer, qsae_train_part part, size_t first, size_t n, float *out,
+                                qsae_error *err)
+{
+    const qsae_trainer *t = trainer;
+    qsae_status st = qs_trainer_usable(t, err);
+    if (st) return st;
+    size_t rows = part == QSAE_PART_B_DEC ? t->o.d_out : t->o.d_sae;
+    size_t cols = part == QSAE_PART_ENC ? t->o.d_in : part == QSAE_PART_DEC ? t->o.d_out : 1;
+    if ((unsigned)part > QSAE_PART_B_DEC || (part == QSAE_PART_THETA && t->o.arch == QSAE_TRAIN_TOPK))
+        return qs_fail(err, QSAE_E_ARG, 0, "export: there is no part %d", (int)part);
+    if (first > rows || n > rows - first || (!out && n))
+        return qs_fail(err, QSAE_E_ARG, 0, "export: rows %zu and %zu more of %zu", first, n, rows);
+    qs_fp_state fp = qs_fp_enter();
+    for (size_t r = 0; r < n; r++) qs_export_row(t, part, first + r, out + r * cols);
+    qs_fp_leave(fp);
+    for (size_t r = 0; r < n; r++)
+        if (!qs_all_finite(out + r * cols, cols))
+            return qs_fail(err, QSAE_E_NUM, 0, "export: row %zu of part %d overflows", first + r, (int)part);
+    return QSAE_OK;
+}
+
+#endif /* QSAE_NO_TRAINING */

@@ -15,6 +15,7 @@
  *   1 concepts   2 rules that hold everywhere   3 configuration macros   4 status, error, allocator
  *   5 model      6 tokenizer and chat           7 sparse autoencoders    8 sites, capture, edits, hook
  *   9 context   10 evaluation                  11 sampling              12 references  13 file format
+ *  14 training
  *
  * ---------------------------------------------------------------------------------------------------
  * 1 Concepts
@@ -65,6 +66,7 @@ extern "C" {
  *   QSAE_API             linkage of every public function; "static" lets a program include qsae.c
  *   QSAE_NO_MMAP         read files into memory instead of mapping them
  *   QSAE_NO_TOKENIZER    leave out the tokenizer and its Unicode tables (about 60 KB); models then run on ids
+ *   QSAE_NO_TRAINING     leave out section 14, the trainer
  *   QSAE_NO_AVX2, QSAE_NO_AVX512, QSAE_NO_NEON      leave out one set of kernels
  *   QSAE_NO_OPENMP       ignore OpenMP even where the compiler has it switched on */
 
@@ -740,6 +742,199 @@ QSAE_API void qsae_hash_add(qsae_hash *h, const void *data, size_t size);
 QSAE_API uint64_t qsae_hash_end(const qsae_hash *h);
 
 #endif /* QSAE_WITH_FORMAT */
+
+/* ---------------------------------------------------------------------------------------------------
+ * 14 Training
+ *
+ * A trainer holds one SAE or transcoder that is being trained, with its optimizer's state. It needs no model: it is
+ * given rows. Per step of B rows, x read and y to be predicted (x itself, or another site's rows), both times
+ * their scale, c = b_dec, w_i and d_i the rows of encoder and decoder, n_i = |d_i|:
+ *
+ *     z_bi = w_i . (x_b - c) + b_i        e_b = c + sum_i f_bi d_i - y_b        loss = mean_b |e_b|^2 + S + aux
+ *
+ *   JUMPRELU    f = z if z > theta_i, else 0. S is one of
+ *                 STEP       l mean_b L0_b                TARGET  l (mean_b L0_b / T - 1)^2
+ *                 QUADRATIC  l mean_b 2/T (L0_b - T)^2    TANH    l mean_b sum_i tanh(s f_bi n_i)
+ *               theta_i >= 0 is trained by the straight-through estimator: with K = 1 if |z - theta_i| < bandwidth / 2,
+ *               dL/dtheta_i = -sum_b K (theta_i dL/df_bi + dS/dL0_b) / bandwidth. The window is two-sided, and on z.
+ *               ste_to_input: the same with the opposite sign also goes to z.
+ *               pre_act_coefficient p: + p mean_b sum over dead i of max(theta_i - z_bi, 0) n_i
+ *   TOPK        of each row the k largest z_bi n_i (no_rescale: z_bi), ties to the lower i; of these f = max(z, 0)
+ *   BATCHTOPK   of the batch's max(z_bi n_i, 0) the int(k B) largest, ties to the lower i, then to the lower row. The
+ *               threshold of inference is a moving average, rate 0.01, of the least value kept
+ *   MATRYOSHKA  as BATCHTOPK; the loss is the weighted sum of |e_b|^2 over reconstructions from the first m_1, m_2, ...
+ *               latents
+ *   aux         TOPK kinds: a mean_b |r_b - sum_i z_bi d_i|^2 over the min(d_in / 2, n_dead) dead latents with the largest
+ *               z_bi n_i, times min(n_dead / (d_in / 2), 1); r = y - reconstruction, taken as constant
+ *
+ * Then, in this order: unit_decoder: the part of each d_i's gradient along d_i goes; clip: the gradient of everything, as
+ * one vector, is scaled by min(1, clip / (norm + 1e-6)); Adam; unit_decoder: d_i /= |d_i|; theta_i = max(theta_i, 0).
+ *
+ * The gradients are exact, though only the pairs (row, latent) that fire, or lie in the window, are visited: the others
+ * have none. After the same calls a trainer's state has the same bits whatever the number of threads, the instruction
+ * set, and whether the encode was screened; saving and loading in between changes nothing.
+ *
+ * Sources: arXiv 2407.14435, 2408.05147 (JumpReLU), 2406.04093 (TopK, aux), 2412.06410 (BatchTopK), 2503.17547
+ * (Matryoshka); the exact forms are those of SAELens 6.54 saes/<name>_sae.py, TARGET that of dictionary_learning
+ * trainers/jumprelu.py (whose L0 term sees only half the window; here it is whole). */
+
+#ifndef QSAE_NO_TRAINING
+
+typedef struct qsae_trainer qsae_trainer; /* opaque, mutable, one thread at a time */
+
+typedef enum qsae_train_arch {
+    QSAE_TRAIN_JUMPRELU = 0,
+    QSAE_TRAIN_TOPK,
+    QSAE_TRAIN_BATCHTOPK,
+    QSAE_TRAIN_MATRYOSHKA,
+    QSAE_TRAIN_ARCH_COUNT
+} qsae_train_arch;
+
+typedef enum qsae_train_sparsity {
+    QSAE_TRAIN_STEP = 0,
+    QSAE_TRAIN_TARGET,
+    QSAE_TRAIN_QUADRATIC,
+    QSAE_TRAIN_TANH,
+    QSAE_TRAIN_SPARSITY_COUNT
+} qsae_train_sparsity;
+
+/* Zero the rest: 0 means what the comment says first. The order of the fields is part of the interface. */
+typedef struct qsae_trainer_options {
+    size_t d_in, d_out, d_sae; /* d_out 0: d_in */
+    size_t max_rows;           /* rows of the largest step, at most 2^20; 0: 4096 */
+    qsae_train_arch arch;
+    qsae_train_sparsity sparsity;
+    float l0_coefficient;      /* l; 0: no penalty */
+    float l0_target;           /* T > 0, for TARGET and QUADRATIC */
+    float bandwidth;           /* 0: 0.05 */
+    float threshold_init;      /* 0: 0.01 */
+    float tanh_scale;          /* s; 0: 4 */
+    float pre_act_coefficient; /* p; 0: none */
+    int ste_to_input;
+    int no_b_dec_input;        /* 1: the encoder sees x, not x - c. Needed if d_in and d_out differ */
+    int no_rescale;            /* TOPK kinds. 1: select by z, not by z n */
+    double k;                  /* TOPK kinds: > 0; a whole number for TOPK */
+    float aux_coefficient;     /* a; 0: none */
+    uint64_t dead_steps;       /* a latent is dead when it has not fired for more than so many steps; 0: 1000 */
+    size_t n_prefixes;         /* MATRYOSHKA, at most 64 */
+    const size_t *prefixes;    /* [n_prefixes] ascending, the last is d_sae; read by create only */
+    const float *prefix_weights; /* [n_prefixes] >= 0; NULL: 1 each; read by create only */
+    float lr;                  /* 0: 3e-4 */
+    int has_betas;             /* 0: beta1 0.9, beta2 0.999, whatever stands in the next two */
+    float beta1, beta2;        /* 0 <= beta < 1; Gemma Scope: 0 and 0.999 */
+    float eps;                 /* 0: 1e-8 */
+    float clip;                /* norm; 0: none, and no gradient is kept in memory (4 bytes less per parameter) */
+    uint64_t steps;            /* of the whole run; needed only for lr_decay */
+    uint64_t lr_warmup;        /* step n < lr_warmup: lr (n + 1) / lr_warmup; 0: none */
+    uint64_t lr_decay;         /* the last so many of `steps`: linearly towards 0; 0: none */
+    int lr_cosine;             /* 1: the warm-up is lr (0.1 + 0.9 (1 - cos(pi n / lr_warmup)) / 2) (Gemma Scope) */
+    uint64_t l0_warmup;        /* l at step n: l min(n / l0_warmup, 1); 0: none */
+    int unit_decoder;          /* 1: |d_i| = 1 after every step, gradients projected */
+    float scale_in, scale_out; /* > 0: rows are multiplied by these first; export takes them out; 0: 1, scale_in */
+    float decoder_norm;        /* |d_i| at the start; 0: 0.1, unit_decoder: 1 */
+    uint64_t seed;
+    int no_screen;             /* 1: compute every pair exactly. The same bits, more time */
+    int n_threads;             /* at most 1024; 0: 1; used only with OpenMP */
+    qsae_isa isa;
+    double (*clock)(void *user); /* seconds; NULL: qsae_train_stats.seconds stay 0 */
+    void *clock_user;
+    qsae_allocator allocator;
+} qsae_trainer_options;
+
+/* Parts of a step, for qsae_train_stats.seconds */
+enum {
+    QSAE_TIME_PREPARE = 0, /* scale, subtract c, pack */
+    QSAE_TIME_SCREEN,      /* bounds of all pairs, and those computed exactly after them */
+    QSAE_TIME_ENCODE,      /* the dense encode */
+    QSAE_TIME_SELECT,
+    QSAE_TIME_DECODE,
+    QSAE_TIME_BACKWARD,    /* with clip 0: and update */
+    QSAE_TIME_UPDATE,
+    QSAE_TIME_AUX
+};
+
+typedef struct qsae_train_stats {
+    uint64_t step;         /* number of this step, from 0 */
+    size_t n_rows;
+    double loss, mse;      /* mse: mean_b |e_b|^2 of the whole reconstruction */
+    double sparsity, aux;  /* S and pre-act loss; aux */
+    double l0;             /* mean_b L0_b */
+    double ev;             /* 1 - sum |e|^2 / sum |y - mean y|^2 of this batch; 0 if the latter is 0 */
+    double grad_norm;      /* before the clip */
+    double lr, l0_coefficient;
+    double screened;       /* share of the pairs that were computed exactly; 1: dense */
+    size_t n_dead;         /* before this step */
+    double seconds[8];
+} qsae_train_stats;
+
+/* Bytes that qsae_trainer_create will ask for, exactly; 0 and *err if the options are not valid or the size overflows. */
+QSAE_API size_t qsae_trainer_size(const qsae_trainer_options *options, qsae_error *err);
+
+/* A trainer at step 0: decoder rows uniform, scaled to decoder_norm; encoder rows the same (d_in = d_out; else drawn too);
+ * biases 0. Returns OK, ARG, LIMIT, NOMEM, UNSUP. Allocates: one block. */
+QSAE_API qsae_status qsae_trainer_create(const qsae_trainer_options *options, qsae_trainer **out, qsae_error *err);
+QSAE_API void qsae_trainer_destroy(qsae_trainer *trainer); /* NULL is a no-op */
+
+/* One step on n rows.
+ *   x  [n, d_in]      y  [n, d_out], or NULL: x (d_in = d_out)
+ *   stats  may be NULL
+ * Returns OK; ARG; LIMIT if n > max_rows; NUM if a row, or the loss, or (with clip) the gradient is not finite: the trainer
+ * is unchanged then. Allocates: nothing. */
+QSAE_API qsae_status qsae_trainer_step(qsae_trainer *trainer, const float *x, const float *y, size_t n,
+                                       qsae_train_stats *stats, qsae_error *err);
+
+/* The whole state in one sequence of bytes, little-endian, with the options that shape it and a checksum.
+ *   write  gets the next size bytes; returns 0, or what stops the save with IO
+ *   read   fills size bytes; returns 0, or what stops the load with TRUNC
+ * load: into a trainer made with the same options (threads, isa, screen, clock, max_rows and allocator may differ), else
+ * MISMATCH, naming the first that differs; FORMAT or VERSION for other bytes; NUM for values that are not finite. When load
+ * fails after the options, the trainer must not be used but for another load or destroy (STATE). */
+QSAE_API qsae_status qsae_trainer_save(const qsae_trainer *trainer,
+                                       int (*write)(void *user, const void *data, size_t size), void *user,
+                                       qsae_error *err);
+QSAE_API qsae_status qsae_trainer_load(qsae_trainer *trainer, int (*read)(void *user, void *data, size_t size),
+                                       void *user, qsae_error *err);
+
+/* The state by parts. A row of a matrix is one latent; of a vector, one value. */
+typedef enum qsae_train_part {
+    QSAE_PART_ENC = 0, /* [d_sae, d_in] */
+    QSAE_PART_DEC,     /* [d_sae, d_out] */
+    QSAE_PART_B_ENC,   /* [d_sae] */
+    QSAE_PART_THETA,   /* [d_sae] JUMPRELU; [1] BATCHTOPK, MATRYOSHKA: the moving average; not TOPK */
+    QSAE_PART_B_DEC,   /* [d_out] */
+    QSAE_PART_ENC_M,   /* Adam's moments of each: [..]. With beta1 and one step, the gradient is M / (1 - beta1) */
+    QSAE_PART_DEC_M,
+    QSAE_PART_B_ENC_M,
+    QSAE_PART_THETA_M, /* JUMPRELU only, and V */
+    QSAE_PART_B_DEC_M,
+    QSAE_PART_ENC_V,
+    QSAE_PART_DEC_V,
+    QSAE_PART_B_ENC_V,
+    QSAE_PART_THETA_V,
+    QSAE_PART_B_DEC_V,
+    QSAE_PART_FIRED,   /* [d_sae] steps since the latent fired, as a float; exact up to 2^24 */
+    QSAE_PART_COUNT
+} qsae_train_part;
+
+/* Rows and columns of a part; 0 and 0 if this trainer has it not. */
+QSAE_API void qsae_trainer_shape(const qsae_trainer *trainer, qsae_train_part part, size_t *rows, size_t *cols);
+/* Copies rows first .. first + n - 1 out or in, in the units of training (scaled rows). Returns OK, ARG; set: NUM for a
+ * value that is not finite, ARG for a negative theta, second moment or count. */
+QSAE_API qsae_status qsae_trainer_get(const qsae_trainer *trainer, qsae_train_part part, size_t first, size_t n,
+                                      float *out, qsae_error *err);
+QSAE_API qsae_status qsae_trainer_set(qsae_trainer *trainer, qsae_train_part part, size_t first, size_t n,
+                                      const float *in, qsae_error *err);
+
+/* Which activation a .qsae member with the exported parts has: QSAE_ACT_JUMPRELU, or QSAE_ACT_TOPK for TOPK. */
+QSAE_API qsae_activation qsae_trainer_activation(const qsae_trainer *trainer);
+
+/* ENC, DEC, B_ENC, THETA ([d_sae] for all but TOPK) or B_DEC as a .qsae file holds them: raw units, scale_in, scale_out
+ * and c before the encoder folded away, decoder rows of norm 1 (not for TOPK with no_rescale, where the norms are no
+ * part of the selection). The same features fire, but for roundings at the threshold. */
+QSAE_API qsae_status qsae_trainer_export(const qsae_trainer *trainer, qsae_train_part part, size_t first, size_t n,
+                                         float *out, qsae_error *err);
+
+#endif /* QSAE_NO_TRAINING */
 
 #ifdef __cplusplus
 }

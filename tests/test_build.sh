@@ -43,8 +43,8 @@ fi
 
 # Every configuration macro alone and all together; strict dialects.
 for macros in -DQSAE_NO_MMAP -DQSAE_NO_TOKENIZER -DQSAE_NO_AVX2 -DQSAE_NO_AVX512 \
-    -DQSAE_NO_NEON -DQSAE_NO_OPENMP "-DQSAE_NO_AVX2 -DQSAE_NO_AVX512 -DQSAE_NO_NEON" \
-    "-DQSAE_NO_MMAP -DQSAE_NO_TOKENIZER -DQSAE_NO_AVX2 -DQSAE_NO_AVX512 -DQSAE_NO_NEON"; do
+    -DQSAE_NO_NEON -DQSAE_NO_OPENMP -DQSAE_NO_TRAINING "-DQSAE_NO_AVX2 -DQSAE_NO_AVX512 -DQSAE_NO_NEON" \
+    "-DQSAE_NO_MMAP -DQSAE_NO_TOKENIZER -DQSAE_NO_TRAINING -DQSAE_NO_AVX2 -DQSAE_NO_AVX512 -DQSAE_NO_NEON"; do
     check "qsae.c with $macros" $CC -std=c99 -Wall -Wextra -Werror $macros -fsyntax-only qsae.c
 done
 for dialect in -std=c99 -std=c11 -std=gnu17; do
