@@ -19,8 +19,8 @@ RULES = ["JumpReLU", "TopK", "BatchTopK", "Matryoshka"]
 def rule(name, m, k):
     """The architecture, our options, SAELens's."""
     if name == "JumpReLU":  # the quadratic rule has a target, so both arrive at one L0
-        return "JUMPRELU", dict(sparsity="QUADRATIC", l0_coefficient=0.3, l0_target=k, l0_warmup=500, threshold_init=0.1), \
-            dict(jumprelu_sparsity_loss_mode="quadratic", l0_coefficient=0.3, target_l0=float(k), l0_warm_up_steps=500, jumprelu_init_threshold=0.1)
+        return "JUMPRELU", dict(sparsity="QUADRATIC", l0_coefficient=1.0, l0_target=k, l0_warmup=500, threshold_init=0.1), \
+            dict(jumprelu_sparsity_loss_mode="quadratic", l0_coefficient=1.0, target_l0=float(k), l0_warm_up_steps=500, jumprelu_init_threshold=0.1)
     if name == "Matryoshka":
         ends = [m // 8, m // 2, m]
         return "MATRYOSHKA", dict(k=k, aux_coefficient=1.0, prefixes=ends), dict(k=float(k), matryoshka_widths=list(ends))
@@ -28,9 +28,9 @@ def rule(name, m, k):
 
 
 def main():
-    args = tool.options(("--seeds", dict(type=int, default=3)), ("--steps", dict(type=int, default=4000)), ("--batch", dict(type=int, default=512)),
-                        ("--size", dict(type=int, nargs=2, default=(64, 256), metavar=("D_IN", "D_SAE"))), ("--l0", dict(type=int, default=8)),
-                        ("--lr", dict(type=float, default=1e-3)), ("--theirs-only", dict(action="store_true")))
+    args = tool.options(("--seeds", dict(type=int, default=3)), ("--steps", dict(type=int, default=1500)), ("--batch", dict(type=int, default=512)),
+                        ("--size", dict(type=int, nargs=2, default=(64, 256), metavar=("D_IN", "D_SAE"))), ("--l0", dict(type=int, default=4)),
+                        ("--lr", dict(type=float, default=3e-3)), ("--theirs-only", dict(action="store_true")))
     checks = tool.Checks()
     torch.set_num_threads(2)
     (d, m), k = args.size, args.l0
