@@ -375,7 +375,8 @@ int cmd_bench(int argc, char **argv)
     c.in.text_name = "text";
     c.setup.seconds = 2;
     c.setup.batch = 128;
-    c.setup.only = (1u << BENCH_DECODE_CONTEXT) - 1; /* the first of those that take long */
+    c.setup.only =
+        (1u << BENCH_DECODE_CONTEXT) - 1; /* the first of those that take long */
     code = parse(&c, argc, argv, &help);
     if (code == CMD_OK && !help)
         code = bench_run(&c.setup, r);

@@ -23,10 +23,19 @@
 #include <string.h>
 #include <sys/resource.h>
 
-static const char *const names[BENCH_COUNT] = {
-    "rss",        "open",    "decode",  "prefill",     "eval_many",
-    "eval_edits", "sae_all", "sensors", "capture_all", "sae_encode",
-    "sae_encode_dense", "decode_context", "eval_many_batch"};
+static const char *const names[BENCH_COUNT] = {"rss",
+                                               "open",
+                                               "decode",
+                                               "prefill",
+                                               "eval_many",
+                                               "eval_edits",
+                                               "sae_all",
+                                               "sensors",
+                                               "capture_all",
+                                               "sae_encode",
+                                               "sae_encode_dense",
+                                               "decode_context",
+                                               "eval_many_batch"};
 
 const char *bench_name_text(bench_name name)
 {
@@ -624,17 +633,23 @@ static void fill_inputs(float *x, size_t n)
     }
 }
 
-/* What one call of n rows costs; `screened`: of the 8-bit copy, its scales included. */
-static work sae_work(int screened, uint32_t type, uint32_t d_sae, double n)
+static uint32_t sae_type(const bench *b)
 {
-    double weights = (double)SAE_INPUT * d_sae;
+    return b->setup->type == QSAE_TYPE_F32 ? QSAE_TYPE_F32 : QSAE_TYPE_BF16;
+}
+
+/* What one call of n rows costs; `screened`: of the 8-bit copy, its scales included. */
+static work sae_work(int screened, uint32_t type, size_t d_in, uint32_t d_sae, double n)
+{
+    double weights = (double)d_in * d_sae;
     work w = {0, 0, 0};
     w.bytes = weights * (screened ? 4160.0 / 4096 : type == QSAE_TYPE_F32 ? 4 : 2);
     *(screened ? &w.int_ops : &w.float_ops) = 2 * weights * n;
     return w;
 }
 
-static int run_width(bench *b, encoding *e, bench_name name, uint32_t type, uint32_t d_sae)
+static int run_width(bench *b, encoding *e, bench_name name, uint32_t type,
+                     uint32_t d_sae)
 {
     static const size_t rows[] = {1, 8, SAE_ROWS};
     qsae_sae_info info;
@@ -650,7 +665,7 @@ static int run_width(bench *b, encoding *e, bench_name name, uint32_t type, uint
     for (size_t i = 0; i < 3 && code == CMD_OK; i++) {
         bench_result *r = add_result(b, name, (int64_t)rows[i], "rows/s");
         job j = {encode_step, e, (double)rows[i],
-                 sae_work(name == BENCH_SAE, type, d_sae, (double)rows[i])};
+                 sae_work(name == BENCH_SAE, type, SAE_INPUT, d_sae, (double)rows[i])};
         e->n = rows[i];
         code = measure(b, r, &j);
         if (name == BENCH_SAE)
@@ -684,7 +699,7 @@ static int run_sae(bench *b, encoding *e, uint32_t d_sae)
     static const bench_name both[] = {BENCH_SAE, BENCH_SAE_DENSE};
     char text[600];
     image_file im = {NULL, 0};
-    uint32_t type = b->setup->type == QSAE_TYPE_F32 ? QSAE_TYPE_F32 : QSAE_TYPE_BF16;
+    uint32_t type = sae_type(b);
     if (image_sae(SAE_INPUT, d_sae, type, b->setup->threads, &im, text, sizeof text))
         return complain(CMD_FAILED, "%s", text);
     int code = CMD_OK;
@@ -726,7 +741,8 @@ static int watched_open_saes(bench *b, watched *w, uint32_t d_sae)
     qsae_sae_options o;
     memset(&o, 0, sizeof o);
     o.open.isa = b->setup->isa;
-    uint32_t type = b->setup->type == QSAE_TYPE_F32 ? QSAE_TYPE_F32 : QSAE_TYPE_BF16;
+    o.no_screen = d_sae == SENSOR_FEATURES; /* `extract` makes none for so few */
+    uint32_t type = sae_type(b);
     for (size_t i = 0; i < w->n_saes; i++) {
         if (image_sae((uint32_t)w->width, d_sae, type, b->setup->threads, &w->images[i],
                       text, sizeof text))
@@ -806,9 +822,10 @@ static int run_watched(bench *b, bench_name name, uint32_t d_sae, size_t n_saes,
     w.e.threads = threads;
     bench_result *r = add_result(b, name, b->info.n_layers, "tok/s");
     job j = {watched_step, &w, 1, pass_work(b, 1 + DECODE_TOKENS / 2.0, 1, 1)};
-    double weights = (double)w.layers * (double)w.width * d_sae;
-    j.work.bytes += weights * 4160.0 / 4096;
-    j.work.int_ops += 2 * weights;
+    work one = sae_work(name == BENCH_SAE_ALL, sae_type(b), w.width, d_sae, 1);
+    j.work.bytes += (double)w.layers * one.bytes;
+    j.work.float_ops += (double)w.layers * one.float_ops;
+    j.work.int_ops += (double)w.layers * one.int_ops;
     int code = watched_open(b, &w, d_sae);
     if (code == CMD_OK)
         code = measure(b, r, &j);
