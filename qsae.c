@@ -7351,19 +7351,19 @@ static void qs_norm_rotate(float *x, const float *w, size_t hd, float eps, const
 }
 
 /* x [n] into the cache: x[i] to number at + place(i), which is 16 i for keys, and 16-blocks `block` apart for values.
- * Returns 1 if all are finite there. */
+ * Returns 0 if values are not all finite there. */
 static int qs_kv_put(const qsae_ctx *c, uint8_t *cache, size_t at, size_t block, const float *x, size_t n)
 {
     int finite = 1;
+    if (c->kv_type == QSAE_KV_F32) {
+        float *to = (float *)(void *)cache + at;
+        for (size_t i = 0; block && i < n; i += 16) memcpy(to + i / 16 * block, x + i, qs_min(16, n - i) * sizeof *x);
+        for (size_t i = 0; !block && i < n; i++) to[16 * i] = x[i];
+        return !block || qs_all_finite(x, n); /* nobody asks it of keys */
+    }
     for (size_t i = 0; i < n; i++) {
         size_t to = at + (block ? i / 16 * block + i % 16 : 16 * i);
-        uint16_t h;
-        if (c->kv_type == QSAE_KV_F32) {
-            memcpy(cache + 4 * to, &x[i], 4);
-            finite &= qs_finite(x[i]);
-            continue;
-        }
-        h = c->kv_type == QSAE_KV_F16 ? qs_f32_f16(x[i]) : qs_f32_bf16(x[i]);
+        uint16_t h = c->kv_type == QSAE_KV_F16 ? qs_f32_f16(x[i]) : qs_f32_bf16(x[i]);
         memcpy(cache + 2 * to, &h, 2);
         finite &= c->kv_type == QSAE_KV_F16 ? (h & 0x7C00) != 0x7C00 : (h & 0x7F80) != 0x7F80;
     }

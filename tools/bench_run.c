@@ -3,7 +3,7 @@
  * A measurement is a row of samples, with probes before and after each. The limit of a
  * sample is the time that the work between two probes would take at their mean: the
  * longer of
- *     bytes of weights / read bandwidth
+ *     bytes of weights, keys and values / read bandwidth
  *     float operations / FMA peak + integer operations / integer peak
  * where the products of quantized matrices are the integer operations, and everything
  * else that multiplies (also attention: scores and values) the float ones. Activations
@@ -103,13 +103,21 @@ static double attention_ops(const qsae_model_info *m, double begin, double n)
     return 4 * pairs * m->n_heads * m->head_dim * m->n_layers;
 }
 
+/* Bytes of keys and values of one position. */
+static double cache_bytes(const bench *b)
+{
+    const qsae_model_info *m = &b->info;
+    double numbers = 2.0 * m->n_layers * m->n_kv_heads * m->head_dim;
+    return numbers * (b->setup->kv == QSAE_KV_F32 ? 4 : 2);
+}
+
 /* A pass over n new tokens behind `begin` others, for each of `contexts`; one row of
  * logits a context. */
 static work pass_work(const bench *b, double begin, double n, double contexts)
 {
     const image_cost *c = &b->cost;
     work w;
-    w.bytes = c->layer_bytes + c->head_bytes;
+    w.bytes = c->layer_bytes + c->head_bytes + contexts * (begin + n) * cache_bytes(b);
     w.float_ops = contexts * (n * c->layer_float + c->head_float +
                               attention_ops(&b->info, begin, n));
     w.int_ops = contexts * (n * c->layer_int + c->head_int);
@@ -508,7 +516,8 @@ static int set_edits(const bench *b, const timelines *t)
 static int run_timelines(bench *b, bench_name name, size_t n, int32_t first)
 {
     timelines t;
-    bench_result *r = add_result(b, name, (int64_t)n, "tok/s");
+    int64_t shown = name == BENCH_DECODE_CONTEXT ? first : (int64_t)n;
+    bench_result *r = add_result(b, name, shown, "tok/s");
     job j = {timelines_step, &t, (double)n, {0, 0, 0}};
     j.work = pass_work(b, first + DECODE_TOKENS / 2.0, 1, (double)n);
     if (name == BENCH_DECODE || name == BENCH_DECODE_CONTEXT)
