@@ -6501,7 +6501,7 @@ static void qs_free_edits(qsae_ctx *c);
 static size_t qs_att_floats(size_t n, size_t hd)
 {
     size_t hd16 = qs_up16(hd);
-    return qs_up16(n * (QS_ATT_TILE + 3 * hd16 + 3)) + QS_ATT_TILE * 2 * hd16;
+    return qs_up16(n * (QS_ATT_TILE + 3 * hd16 + 3)) + QS_ATT_TILE * hd16;
 }
 
 static void qs_lay_scratch(qs_carve *c, const qsae_model *m, size_t n_batch, size_t n_threads,
@@ -7427,7 +7427,7 @@ typedef struct qs_att {
     float *acc;        /* [n rep, hd16] */
     float *part;       /* the same, of one tile */
     float *max, *sum, *carry; /* [n rep] */
-    float *keys, *values;     /* a tile of a narrow cache: [QS_ATT_TILE, hd16] each */
+    float *wide;       /* keys or values of a narrow cache: [QS_ATT_TILE, hd16] at most */
 } qs_att;
 
 static void qs_att_lay(qs_att *a, float *scratch, size_t most)
@@ -7439,8 +7439,7 @@ static void qs_att_lay(qs_att *a, float *scratch, size_t most)
     a->max = a->part + most * a->hd16;
     a->sum = a->max + most;
     a->carry = a->sum + most;
-    a->keys = scratch + qs_up16(most * (QS_ATT_TILE + 3 * a->hd16 + 3));
-    a->values = a->keys + QS_ATT_TILE * a->hd16;
+    a->wide = scratch + qs_up16(most * (QS_ATT_TILE + 3 * a->hd16 + 3));
 }
 
 /* Query i's scores of a tile to probabilities: len of them, then zeros up to `end`. */
@@ -7466,23 +7465,47 @@ static void qs_att_join(qs_att *a, size_t i, int first)
         for (size_t j = d; j < d + 16; j++) acc[j] = acc[j] * carry + part[j];
 }
 
-/* Keys and values of a tile of `end` positions from `at` on, as float32; the values' blocks *ws bytes apart. */
-static void qs_att_tile(const qsae_ctx *c, const qs_kernels *k, qs_att *a, size_t head, size_t at, size_t end,
-                        const float **keys, const float **values, size_t *ws)
+/* Blocks of a narrow cache that are widened together: all for many queries, else what stays in the L1 cache. */
+static size_t qs_att_step(size_t n_q, size_t blocks) { return n_q > 6 ? blocks : qs_min(4, blocks); }
+
+/* s = scores of queries q0 .. q0 + n_q - 1 over `end` positions from `at` on */
+static void qs_att_scores(const qsae_ctx *c, const qs_kernels *k, const qs_att *a, size_t head, size_t at, size_t end,
+                          size_t q0, size_t n_q)
 {
-    const uint8_t *from_k = c->keys + (head * c->ctx16 + at) * a->hd * c->kv_size;
-    const uint8_t *from_v = c->values + (head * a->hd16 * c->ctx16 + at * 16) * c->kv_size;
-    *keys = (const void *)from_k;
-    *values = (const void *)from_v;
-    *ws = c->ctx16 * 64;
-    if (c->kv_type == QSAE_KV_F32) return;
-    int bf16 = c->kv_type == QSAE_KV_BF16;
-    k->widen[bf16]((const void *)from_k, qs_up16(end) * a->hd, a->keys);
-    for (size_t b = 0; b < a->hd16 / 16; b++)
-        k->widen[bf16]((const void *)(from_v + b * 16 * c->ctx16 * 2), end * 16, a->values + b * 16 * QS_ATT_TILE);
-    *keys = a->keys;
-    *values = a->values;
-    *ws = QS_ATT_TILE * 64;
+    const uint8_t *from = c->keys + (head * c->ctx16 + at) * a->hd * c->kv_size;
+    const float *q = a->q + q0 * a->hd;
+    float *s = a->s + q0 * QS_ATT_TILE;
+    size_t blocks = qs_up16(end) / 16, step = qs_att_step(n_q, blocks), n;
+    if (c->kv_type == QSAE_KV_F32) {
+        k->mm[QSAE_TYPE_F32](from, a->hd * 64, blocks, a->hd, q, a->hd, n_q, s, QS_ATT_TILE);
+        return;
+    }
+    for (size_t b = 0; b < blocks; b += n) {
+        n = qs_min(step, blocks - b);
+        k->widen[c->kv_type == QSAE_KV_BF16]((const void *)(from + b * 16 * a->hd * 2), n * 16 * a->hd, a->wide);
+        k->mm[QSAE_TYPE_F32](a->wide, a->hd * 64, n, a->hd, q, a->hd, n_q, s + 16 * b, QS_ATT_TILE);
+    }
+}
+
+/* part = probabilities of the same queries times the values of the same positions */
+static void qs_att_values(const qsae_ctx *c, const qs_kernels *k, const qs_att *a, size_t head, size_t at, size_t end,
+                          size_t q0, size_t n_q)
+{
+    const uint8_t *from = c->values + (head * a->hd16 * c->ctx16 + at * 16) * c->kv_size;
+    const float *s = a->s + q0 * QS_ATT_TILE;
+    float *part = a->part + q0 * a->hd16;
+    size_t blocks = a->hd16 / 16, step = qs_att_step(n_q, blocks), n;
+    if (c->kv_type == QSAE_KV_F32) {
+        k->mm[QSAE_TYPE_F32](from, c->ctx16 * 64, blocks, end, s, QS_ATT_TILE, n_q, part, a->hd16);
+        return;
+    }
+    for (size_t b = 0; b < blocks; b += n) {
+        n = qs_min(step, blocks - b);
+        for (size_t i = 0; i < n; i++)
+            k->widen[c->kv_type == QSAE_KV_BF16]((const void *)(from + (b + i) * 16 * c->ctx16 * 2), end * 16,
+                                                 a->wide + i * 16 * end);
+        k->mm[QSAE_TYPE_F32](a->wide, end * 64, n, end, s, QS_ATT_TILE, n_q, part + 16 * b, a->hd16);
+    }
 }
 
 /* z of n rows' heads of kv head h, each over its own position and those before. Later positions count nothing for a
@@ -7493,7 +7516,7 @@ static void qs_attend(const qs_pass *p, size_t first, size_t n, size_t h, float 
     const qs_layer *y = &p->m->layers[p->layer];
     const qs_kernels *k = p->m->kernels;
     const qsae_ctx *c = p->s->rows[first].ctx;
-    size_t head = (size_t)p->layer * (size_t)i->n_kv_heads + h, pos = (size_t)p->s->rows[first].pos, ws;
+    size_t head = (size_t)p->layer * (size_t)i->n_kv_heads + h, pos = (size_t)p->s->rows[first].pos;
     qs_att a;
     memset(&a, 0, sizeof a);
     a.rep = (size_t)(i->n_heads / i->n_kv_heads);
@@ -7501,7 +7524,7 @@ static void qs_attend(const qs_pass *p, size_t first, size_t n, size_t h, float 
     a.hd = (size_t)i->head_dim;
     a.hd16 = qs_up16(a.hd);
     qs_att_lay(&a, scratch, p->s->att_rows * a.rep);
-    const float *q = p->s->q + first * y->q.np + h * a.rep * a.hd, *keys, *values;
+    const float *q = p->s->q + first * y->q.np + h * a.rep * a.hd;
     for (size_t r = 0; n > 1 && r < n; r++)
         memcpy(a.own_q + r * a.rep * a.hd, q + r * y->q.np, a.rep * a.hd * sizeof *q);
     a.q = n > 1 ? a.own_q : q;
@@ -7509,13 +7532,10 @@ static void qs_attend(const qs_pass *p, size_t first, size_t n, size_t h, float 
     for (size_t at = 0; at < pos + n; at += QS_ATT_TILE) {
         size_t end = qs_min(pos + n - at, QS_ATT_TILE), r0 = at > pos ? at - pos : 0; /* r0: the first that sees it */
         size_t q0 = r0 * a.rep, n_q = (n - r0) * a.rep;
-        qs_att_tile(c, k, &a, head, at, end, &keys, &values, &ws);
-        k->mm[QSAE_TYPE_F32](keys, a.hd * 64, qs_up16(end) / 16, a.hd, a.q + q0 * a.hd, a.hd, n_q,
-                             a.s + q0 * QS_ATT_TILE, QS_ATT_TILE);
+        qs_att_scores(c, k, &a, head, at, end, q0, n_q);
         for (size_t j = q0; j < q0 + n_q; j++)
             qs_att_soften(k, &a, j, qs_min(pos + j / a.rep + 1 - at, end), end, scale, at == 0);
-        k->mm[QSAE_TYPE_F32](values, ws, a.hd16 / 16, end, a.s + q0 * QS_ATT_TILE, QS_ATT_TILE, n_q,
-                             a.part + q0 * a.hd16, a.hd16);
+        qs_att_values(c, k, &a, head, at, end, q0, n_q);
         for (size_t j = q0; j < q0 + n_q; j++) qs_att_join(&a, j, at == 0);
     }
     for (size_t j = 0; j < n * a.rep; j++) {
