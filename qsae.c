@@ -11,7 +11,7 @@
  *    3 memory: checked sizes, allocator, carving                             (private)
  *    4 platform: files, floating-point state, threads                        (private)
  *    5 checksum: XXH64                                                       (public)
- *    6 numerics: the order of every sum; exp, sine, bf16                     (private)
+ *    6 numerics: the order of every sum; exp, sine, 16-bit floats            (private)
  *    7 kernels: portable reference                                           (private)
  *    8 kernels: what the instruction sets share                              (private)
  *    9 kernels: AVX2 + FMA                                                   (private)
@@ -720,6 +720,8 @@ static uint64_t qs_hash(const void *data, size_t size)
  *   attention        positions in tiles of 256; scores and weighted values are matrix products over a tile;
  *                    maximum, sum (16 chains and the tree above) and values of tile after tile joined by
  *                    acc = acc * exp(old - new) + part.
+ *                    Rows that share a tile count positions they do not see with probability 0, which leaves their
+ *                    bits alone where the values are finite; where not, each row goes by itself.
  *   elsewhere        plain float operations in the order written, never fused.
  *
  * Threads split outputs, never a sum. Padding is zero and belongs to the chain.
@@ -7390,7 +7392,8 @@ static void qs_cache_row(const qs_pass *p, size_t r)
     int last = r + 1 == p->n || p->s->rows[r + 1].ctx != c, finite = 1;
     for (size_t h = 0; h < n_kv; h++) {
         size_t head = (size_t)p->layer * n_kv + h;
-        size_t keys = head * hd * c->ctx16 + pos / 16 * 16 * hd + pos % 16, values = head * vb * 16 * c->ctx16 + pos * 16;
+        size_t keys = head * hd * c->ctx16 + pos / 16 * 16 * hd + pos % 16;
+        size_t values = head * vb * 16 * c->ctx16 + pos * 16;
         qs_kv_put(c, c->keys, keys, 0, k + h * hd, hd);
         finite &= qs_kv_put(c, c->values, values, 16 * c->ctx16, v + h * hd, hd);
         if (last) qs_clear_lanes(c, head, hd, pos);
