@@ -11,7 +11,7 @@
  *    3 memory: checked sizes, allocator, carving                             (private)
  *    4 platform: files, floating-point state, threads                        (private)
  *    5 checksum: XXH64                                                       (public)
- *    6 numerics: the order of every sum; exp, sine, bf16                     (private)
+ *    6 numerics: the order of every sum; exp, sine, 16-bit floats            (private)
  *    7 kernels: portable reference                                           (private)
  *    8 kernels: what the instruction sets share                              (private)
  *    9 kernels: AVX2 + FMA                                                   (private)
@@ -722,6 +722,8 @@ static uint64_t qs_hash(const void *data, size_t size)
  *   attention        positions in tiles of 256; scores and weighted values are matrix products over a tile;
  *                    maximum, sum (16 chains and the tree above) and values of tile after tile joined by
  *                    acc = acc * exp(old - new) + part.
+ *                    Rows that share a tile count positions they do not see with probability 0, which leaves their
+ *                    bits alone where the values are finite; where not, each row goes by itself.
  *   elsewhere        plain float operations in the order written, never fused.
  *
  * Threads split outputs, never a sum. Padding is zero and belongs to the chain.
@@ -6659,7 +6661,7 @@ static void qs_free_edits(qsae_ctx *c);
 static size_t qs_att_floats(size_t n, size_t hd)
 {
     size_t hd16 = qs_up16(hd);
-    return qs_up16(n * (QS_ATT_TILE + 3 * hd16 + 3)) + QS_ATT_TILE * 2 * hd16;
+    return qs_up16(n * (QS_ATT_TILE + 3 * hd16 + 3)) + QS_ATT_TILE * hd16;
 }
 
 static void qs_lay_scratch(qs_carve *c, const qsae_model *m, size_t n_batch, size_t n_threads,
@@ -7509,19 +7511,19 @@ static void qs_norm_rotate(float *x, const float *w, size_t hd, float eps, const
 }
 
 /* x [n] into the cache: x[i] to number at + place(i), which is 16 i for keys, and 16-blocks `block` apart for values.
- * Returns 1 if all are finite there. */
+ * Returns 0 if values are not all finite there. */
 static int qs_kv_put(const qsae_ctx *c, uint8_t *cache, size_t at, size_t block, const float *x, size_t n)
 {
     int finite = 1;
+    if (c->kv_type == QSAE_KV_F32) {
+        float *to = (float *)(void *)cache + at;
+        for (size_t i = 0; block && i < n; i += 16) memcpy(to + i / 16 * block, x + i, qs_min(16, n - i) * sizeof *x);
+        for (size_t i = 0; !block && i < n; i++) to[16 * i] = x[i];
+        return !block || qs_all_finite(x, n); /* nobody asks it of keys */
+    }
     for (size_t i = 0; i < n; i++) {
         size_t to = at + (block ? i / 16 * block + i % 16 : 16 * i);
-        uint16_t h;
-        if (c->kv_type == QSAE_KV_F32) {
-            memcpy(cache + 4 * to, &x[i], 4);
-            finite &= qs_finite(x[i]);
-            continue;
-        }
-        h = c->kv_type == QSAE_KV_F16 ? qs_f32_f16(x[i]) : qs_f32_bf16(x[i]);
+        uint16_t h = c->kv_type == QSAE_KV_F16 ? qs_f32_f16(x[i]) : qs_f32_bf16(x[i]);
         memcpy(cache + 2 * to, &h, 2);
         finite &= c->kv_type == QSAE_KV_F16 ? (h & 0x7C00) != 0x7C00 : (h & 0x7F80) != 0x7F80;
     }
@@ -7548,7 +7550,8 @@ static void qs_cache_row(const qs_pass *p, size_t r)
     int last = r + 1 == p->n || p->s->rows[r + 1].ctx != c, finite = 1;
     for (size_t h = 0; h < n_kv; h++) {
         size_t head = (size_t)p->layer * n_kv + h;
-        size_t keys = head * hd * c->ctx16 + pos / 16 * 16 * hd + pos % 16, values = head * vb * 16 * c->ctx16 + pos * 16;
+        size_t keys = head * hd * c->ctx16 + pos / 16 * 16 * hd + pos % 16;
+        size_t values = head * vb * 16 * c->ctx16 + pos * 16;
         qs_kv_put(c, c->keys, keys, 0, k + h * hd, hd);
         finite &= qs_kv_put(c, c->values, values, 16 * c->ctx16, v + h * hd, hd);
         if (last) qs_clear_lanes(c, head, hd, pos);
@@ -7585,7 +7588,7 @@ typedef struct qs_att {
     float *acc;        /* [n rep, hd16] */
     float *part;       /* the same, of one tile */
     float *max, *sum, *carry; /* [n rep] */
-    float *keys, *values;     /* a tile of a narrow cache: [QS_ATT_TILE, hd16] each */
+    float *wide;       /* keys or values of a narrow cache: [QS_ATT_TILE, hd16] at most */
 } qs_att;
 
 static void qs_att_lay(qs_att *a, float *scratch, size_t most)
@@ -7597,8 +7600,7 @@ static void qs_att_lay(qs_att *a, float *scratch, size_t most)
     a->max = a->part + most * a->hd16;
     a->sum = a->max + most;
     a->carry = a->sum + most;
-    a->keys = scratch + qs_up16(most * (QS_ATT_TILE + 3 * a->hd16 + 3));
-    a->values = a->keys + QS_ATT_TILE * a->hd16;
+    a->wide = scratch + qs_up16(most * (QS_ATT_TILE + 3 * a->hd16 + 3));
 }
 
 /* Query i's scores of a tile to probabilities: len of them, then zeros up to `end`. */
@@ -7624,23 +7626,47 @@ static void qs_att_join(qs_att *a, size_t i, int first)
         for (size_t j = d; j < d + 16; j++) acc[j] = acc[j] * carry + part[j];
 }
 
-/* Keys and values of a tile of `end` positions from `at` on, as float32; the values' blocks *ws bytes apart. */
-static void qs_att_tile(const qsae_ctx *c, const qs_kernels *k, qs_att *a, size_t head, size_t at, size_t end,
-                        const float **keys, const float **values, size_t *ws)
+/* Blocks of a narrow cache that are widened together: all for many queries, else what stays in the L1 cache. */
+static size_t qs_att_step(size_t n_q, size_t blocks) { return n_q > 6 ? blocks : qs_min(4, blocks); }
+
+/* s = scores of queries q0 .. q0 + n_q - 1 over `end` positions from `at` on */
+static void qs_att_scores(const qsae_ctx *c, const qs_kernels *k, const qs_att *a, size_t head, size_t at, size_t end,
+                          size_t q0, size_t n_q)
 {
-    const uint8_t *from_k = c->keys + (head * c->ctx16 + at) * a->hd * c->kv_size;
-    const uint8_t *from_v = c->values + (head * a->hd16 * c->ctx16 + at * 16) * c->kv_size;
-    *keys = (const void *)from_k;
-    *values = (const void *)from_v;
-    *ws = c->ctx16 * 64;
-    if (c->kv_type == QSAE_KV_F32) return;
-    int bf16 = c->kv_type == QSAE_KV_BF16;
-    k->widen[bf16]((const void *)from_k, qs_up16(end) * a->hd, a->keys);
-    for (size_t b = 0; b < a->hd16 / 16; b++)
-        k->widen[bf16]((const void *)(from_v + b * 16 * c->ctx16 * 2), end * 16, a->values + b * 16 * QS_ATT_TILE);
-    *keys = a->keys;
-    *values = a->values;
-    *ws = QS_ATT_TILE * 64;
+    const uint8_t *from = c->keys + (head * c->ctx16 + at) * a->hd * c->kv_size;
+    const float *q = a->q + q0 * a->hd;
+    float *s = a->s + q0 * QS_ATT_TILE;
+    size_t blocks = qs_up16(end) / 16, step = qs_att_step(n_q, blocks), n;
+    if (c->kv_type == QSAE_KV_F32) {
+        k->mm[QSAE_TYPE_F32](from, a->hd * 64, blocks, a->hd, q, a->hd, n_q, s, QS_ATT_TILE);
+        return;
+    }
+    for (size_t b = 0; b < blocks; b += n) {
+        n = qs_min(step, blocks - b);
+        k->widen[c->kv_type == QSAE_KV_BF16]((const void *)(from + b * 16 * a->hd * 2), n * 16 * a->hd, a->wide);
+        k->mm[QSAE_TYPE_F32](a->wide, a->hd * 64, n, a->hd, q, a->hd, n_q, s + 16 * b, QS_ATT_TILE);
+    }
+}
+
+/* part = probabilities of the same queries times the values of the same positions */
+static void qs_att_values(const qsae_ctx *c, const qs_kernels *k, const qs_att *a, size_t head, size_t at, size_t end,
+                          size_t q0, size_t n_q)
+{
+    const uint8_t *from = c->values + (head * a->hd16 * c->ctx16 + at * 16) * c->kv_size;
+    const float *s = a->s + q0 * QS_ATT_TILE;
+    float *part = a->part + q0 * a->hd16;
+    size_t blocks = a->hd16 / 16, step = qs_att_step(n_q, blocks), n;
+    if (c->kv_type == QSAE_KV_F32) {
+        k->mm[QSAE_TYPE_F32](from, c->ctx16 * 64, blocks, end, s, QS_ATT_TILE, n_q, part, a->hd16);
+        return;
+    }
+    for (size_t b = 0; b < blocks; b += n) {
+        n = qs_min(step, blocks - b);
+        for (size_t i = 0; i < n; i++)
+            k->widen[c->kv_type == QSAE_KV_BF16]((const void *)(from + (b + i) * 16 * c->ctx16 * 2), end * 16,
+                                                 a->wide + i * 16 * end);
+        k->mm[QSAE_TYPE_F32](a->wide, end * 64, n, end, s, QS_ATT_TILE, n_q, part + 16 * b, a->hd16);
+    }
 }
 
 /* z of n rows' heads of kv head h, each over its own position and those before. Later positions count nothing for a
@@ -7651,7 +7677,7 @@ static void qs_attend(const qs_pass *p, size_t first, size_t n, size_t h, float 
     const qs_layer *y = &p->m->layers[p->layer];
     const qs_kernels *k = p->m->kernels;
     const qsae_ctx *c = p->s->rows[first].ctx;
-    size_t head = (size_t)p->layer * (size_t)i->n_kv_heads + h, pos = (size_t)p->s->rows[first].pos, ws;
+    size_t head = (size_t)p->layer * (size_t)i->n_kv_heads + h, pos = (size_t)p->s->rows[first].pos;
     qs_att a;
     memset(&a, 0, sizeof a);
     a.rep = (size_t)(i->n_heads / i->n_kv_heads);
@@ -7659,7 +7685,7 @@ static void qs_attend(const qs_pass *p, size_t first, size_t n, size_t h, float 
     a.hd = (size_t)i->head_dim;
     a.hd16 = qs_up16(a.hd);
     qs_att_lay(&a, scratch, p->s->att_rows * a.rep);
-    const float *q = p->s->q + first * y->q.np + h * a.rep * a.hd, *keys, *values;
+    const float *q = p->s->q + first * y->q.np + h * a.rep * a.hd;
     for (size_t r = 0; n > 1 && r < n; r++)
         memcpy(a.own_q + r * a.rep * a.hd, q + r * y->q.np, a.rep * a.hd * sizeof *q);
     a.q = n > 1 ? a.own_q : q;
@@ -7667,13 +7693,10 @@ static void qs_attend(const qs_pass *p, size_t first, size_t n, size_t h, float 
     for (size_t at = 0; at < pos + n; at += QS_ATT_TILE) {
         size_t end = qs_min(pos + n - at, QS_ATT_TILE), r0 = at > pos ? at - pos : 0; /* r0: the first that sees it */
         size_t q0 = r0 * a.rep, n_q = (n - r0) * a.rep;
-        qs_att_tile(c, k, &a, head, at, end, &keys, &values, &ws);
-        k->mm[QSAE_TYPE_F32](keys, a.hd * 64, qs_up16(end) / 16, a.hd, a.q + q0 * a.hd, a.hd, n_q,
-                             a.s + q0 * QS_ATT_TILE, QS_ATT_TILE);
+        qs_att_scores(c, k, &a, head, at, end, q0, n_q);
         for (size_t j = q0; j < q0 + n_q; j++)
             qs_att_soften(k, &a, j, qs_min(pos + j / a.rep + 1 - at, end), end, scale, at == 0);
-        k->mm[QSAE_TYPE_F32](values, ws, a.hd16 / 16, end, a.s + q0 * QS_ATT_TILE, QS_ATT_TILE, n_q,
-                             a.part + q0 * a.hd16, a.hd16);
+        qs_att_values(c, k, &a, head, at, end, q0, n_q);
         for (size_t j = q0; j < q0 + n_q; j++) qs_att_join(&a, j, at == 0);
     }
     for (size_t j = 0; j < n * a.rep; j++) {

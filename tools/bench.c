@@ -44,7 +44,7 @@ static const char usage[] =
     "    sae_encode_dense  the same without the screen\n"
     "                    and only if named, as they take long:\n"
     "    decode_context    decode behind 128, 512, 2048, 8192, 32768 tokens, as far as\n"
-    "                      --context goes (default 2048 here)\n"
+    "                      --context goes (default 2048 here). `n`: those tokens\n"
     "    eval_many_batch   1, 2, 4, 8 and 16 contexts, a token each at a time\n"
     "  --seconds S       for each figure, about; default 2. Slow calls are made three\n"
     "                    times, or fewer if that is five times too long\n"
@@ -57,13 +57,13 @@ static const char usage[] =
     "  --json            one object; all samples and the limit of each\n"
     "  --help            this text\n"
     "\n"
-    "The limit of a figure is the time that its bytes of weights take at the bandwidth\n"
-    "probed, or its multiplications at the peak probed, whichever is longer, by the\n"
-    "probes just before and after it: f32 FMA for f32 and bf16 weights, SAEs and\n"
-    "attention; for q8 and q4 half of the int8 peak (VNNI, dotprod: activations have\n"
-    "two planes of 8 bits), or int16 vpmaddwd where there is none. Weights that fit in\n"
-    "the caches can be read faster than the probe reads memory. The best sample\n"
-    "counts. Machines drift: compare only what ran at one time.\n";
+    "The limit of a figure is the time that its bytes of weights, keys and values take\n"
+    "at the bandwidth probed, or its multiplications at the peak probed, whichever is\n"
+    "longer, by the probes just before and after it: f32 FMA for f32 and bf16 weights,\n"
+    "SAEs and attention; for q8 and q4 half of the int8 peak (VNNI, dotprod:\n"
+    "activations have two planes of 8 bits), or int16 vpmaddwd where there is none.\n"
+    "Weights that fit in the caches can be read faster than the probe reads memory.\n"
+    "The best sample counts. Machines drift: compare only what ran at one time.\n";
 /* clang-format on */
 
 enum {
@@ -375,7 +375,8 @@ int cmd_bench(int argc, char **argv)
     c.in.text_name = "text";
     c.setup.seconds = 2;
     c.setup.batch = 128;
-    c.setup.only = (1u << BENCH_DECODE_CONTEXT) - 1; /* the first of those that take long */
+    c.setup.only =
+        (1u << BENCH_DECODE_CONTEXT) - 1; /* the first of those that take long */
     code = parse(&c, argc, argv, &help);
     if (code == CMD_OK && !help)
         code = bench_run(&c.setup, r);

@@ -3,7 +3,7 @@
  * A measurement is a row of samples, with probes before and after each. The limit of a
  * sample is the time that the work between two probes would take at their mean: the
  * longer of
- *     bytes of weights / read bandwidth
+ *     bytes of weights, keys and values / read bandwidth
  *     float operations / FMA peak + integer operations / integer peak
  * where the products of quantized matrices are the integer operations, and everything
  * else that multiplies (also attention: scores and values) the float ones. Activations
@@ -23,10 +23,19 @@
 #include <string.h>
 #include <sys/resource.h>
 
-static const char *const names[BENCH_COUNT] = {
-    "rss",        "open",    "decode",  "prefill",     "eval_many",
-    "eval_edits", "sae_all", "sensors", "capture_all", "sae_encode",
-    "sae_encode_dense", "decode_context", "eval_many_batch"};
+static const char *const names[BENCH_COUNT] = {"rss",
+                                               "open",
+                                               "decode",
+                                               "prefill",
+                                               "eval_many",
+                                               "eval_edits",
+                                               "sae_all",
+                                               "sensors",
+                                               "capture_all",
+                                               "sae_encode",
+                                               "sae_encode_dense",
+                                               "decode_context",
+                                               "eval_many_batch"};
 
 const char *bench_name_text(bench_name name)
 {
@@ -94,13 +103,21 @@ static double attention_ops(const qsae_model_info *m, double begin, double n)
     return 4 * pairs * m->n_heads * m->head_dim * m->n_layers;
 }
 
+/* Bytes of keys and values of one position. */
+static double cache_bytes(const bench *b)
+{
+    const qsae_model_info *m = &b->info;
+    double numbers = 2.0 * m->n_layers * m->n_kv_heads * m->head_dim;
+    return numbers * (b->setup->kv == QSAE_KV_F32 ? 4 : 2);
+}
+
 /* A pass over n new tokens behind `begin` others, for each of `contexts`; one row of
  * logits a context. */
 static work pass_work(const bench *b, double begin, double n, double contexts)
 {
     const image_cost *c = &b->cost;
     work w;
-    w.bytes = c->layer_bytes + c->head_bytes;
+    w.bytes = c->layer_bytes + c->head_bytes + contexts * (begin + n) * cache_bytes(b);
     w.float_ops = contexts * (n * c->layer_float + c->head_float +
                               attention_ops(&b->info, begin, n));
     w.int_ops = contexts * (n * c->layer_int + c->head_int);
@@ -499,7 +516,8 @@ static int set_edits(const bench *b, const timelines *t)
 static int run_timelines(bench *b, bench_name name, size_t n, int32_t first)
 {
     timelines t;
-    bench_result *r = add_result(b, name, (int64_t)n, "tok/s");
+    int64_t shown = name == BENCH_DECODE_CONTEXT ? first : (int64_t)n;
+    bench_result *r = add_result(b, name, shown, "tok/s");
     job j = {timelines_step, &t, (double)n, {0, 0, 0}};
     j.work = pass_work(b, first + DECODE_TOKENS / 2.0, 1, (double)n);
     if (name == BENCH_DECODE || name == BENCH_DECODE_CONTEXT)
@@ -624,17 +642,23 @@ static void fill_inputs(float *x, size_t n)
     }
 }
 
-/* What one call of n rows costs; `screened`: of the 8-bit copy, its scales included. */
-static work sae_work(int screened, uint32_t type, uint32_t d_sae, double n)
+static uint32_t sae_type(const bench *b)
 {
-    double weights = (double)SAE_INPUT * d_sae;
+    return b->setup->type == QSAE_TYPE_F32 ? QSAE_TYPE_F32 : QSAE_TYPE_BF16;
+}
+
+/* What one call of n rows costs; `screened`: of the 8-bit copy, its scales included. */
+static work sae_work(int screened, uint32_t type, size_t d_in, uint32_t d_sae, double n)
+{
+    double weights = (double)d_in * d_sae;
     work w = {0, 0, 0};
     w.bytes = weights * (screened ? 4160.0 / 4096 : type == QSAE_TYPE_F32 ? 4 : 2);
     *(screened ? &w.int_ops : &w.float_ops) = 2 * weights * n;
     return w;
 }
 
-static int run_width(bench *b, encoding *e, bench_name name, uint32_t type, uint32_t d_sae)
+static int run_width(bench *b, encoding *e, bench_name name, uint32_t type,
+                     uint32_t d_sae)
 {
     static const size_t rows[] = {1, 8, SAE_ROWS};
     qsae_sae_info info;
@@ -650,7 +674,7 @@ static int run_width(bench *b, encoding *e, bench_name name, uint32_t type, uint
     for (size_t i = 0; i < 3 && code == CMD_OK; i++) {
         bench_result *r = add_result(b, name, (int64_t)rows[i], "rows/s");
         job j = {encode_step, e, (double)rows[i],
-                 sae_work(name == BENCH_SAE, type, d_sae, (double)rows[i])};
+                 sae_work(name == BENCH_SAE, type, SAE_INPUT, d_sae, (double)rows[i])};
         e->n = rows[i];
         code = measure(b, r, &j);
         if (name == BENCH_SAE)
@@ -684,7 +708,7 @@ static int run_sae(bench *b, encoding *e, uint32_t d_sae)
     static const bench_name both[] = {BENCH_SAE, BENCH_SAE_DENSE};
     char text[600];
     image_file im = {NULL, 0};
-    uint32_t type = b->setup->type == QSAE_TYPE_F32 ? QSAE_TYPE_F32 : QSAE_TYPE_BF16;
+    uint32_t type = sae_type(b);
     if (image_sae(SAE_INPUT, d_sae, type, b->setup->threads, &im, text, sizeof text))
         return complain(CMD_FAILED, "%s", text);
     int code = CMD_OK;
@@ -726,7 +750,8 @@ static int watched_open_saes(bench *b, watched *w, uint32_t d_sae)
     qsae_sae_options o;
     memset(&o, 0, sizeof o);
     o.open.isa = b->setup->isa;
-    uint32_t type = b->setup->type == QSAE_TYPE_F32 ? QSAE_TYPE_F32 : QSAE_TYPE_BF16;
+    o.no_screen = d_sae == SENSOR_FEATURES; /* `extract` makes none for so few */
+    uint32_t type = sae_type(b);
     for (size_t i = 0; i < w->n_saes; i++) {
         if (image_sae((uint32_t)w->width, d_sae, type, b->setup->threads, &w->images[i],
                       text, sizeof text))
@@ -806,9 +831,10 @@ static int run_watched(bench *b, bench_name name, uint32_t d_sae, size_t n_saes,
     w.e.threads = threads;
     bench_result *r = add_result(b, name, b->info.n_layers, "tok/s");
     job j = {watched_step, &w, 1, pass_work(b, 1 + DECODE_TOKENS / 2.0, 1, 1)};
-    double weights = (double)w.layers * (double)w.width * d_sae;
-    j.work.bytes += weights * 4160.0 / 4096;
-    j.work.int_ops += 2 * weights;
+    work one = sae_work(name == BENCH_SAE_ALL, sae_type(b), w.width, d_sae, 1);
+    j.work.bytes += (double)w.layers * one.bytes;
+    j.work.float_ops += (double)w.layers * one.float_ops;
+    j.work.int_ops += (double)w.layers * one.int_ops;
     int code = watched_open(b, &w, d_sae);
     if (code == CMD_OK)
         code = measure(b, r, &j);

@@ -34,9 +34,9 @@ typedef struct bench_setup {
     int32_t batch;   /* tokens computed together in a prefill */
     int32_t context; /* tokens before the first that decode is timed on; 0: default */
     qsae_kv_type kv;
-    double seconds;  /* for each measurement, about */
-    unsigned only;   /* bit 1 << bench_name */
-    int progress;    /* tell on stderr what is being measured */
+    double seconds; /* for each measurement, about */
+    unsigned only;  /* bit 1 << bench_name */
+    int progress;   /* tell on stderr what is being measured */
 } bench_setup;
 
 enum { BENCH_SAMPLES = 16, BENCH_RESULTS = 64 };

@@ -52,11 +52,16 @@ static const char usage[] =
 enum { OPT_FILE = OPT_OWN, OPT_RANDOM, OPT_LIMIT, OPT_CONTEXT, OPT_SAE, OPT_JSON };
 
 static const args_option option_table[] = {
-    {"text", 0, OPT_FILE, ARGS_VALUE},       {"random", 0, OPT_RANDOM, ARGS_VALUE},
-    {"tokens", 0, OPT_LIMIT, ARGS_VALUE},    {"context", 0, OPT_CONTEXT, ARGS_VALUE},
-    {"sae", 0, OPT_SAE, ARGS_VALUE},         {"json", 0, OPT_JSON, 0},
-    {"threads", 0, OPT_THREADS, ARGS_VALUE}, {"isa", 0, OPT_ISA, ARGS_VALUE},
-    {"kv", 0, OPT_KV, ARGS_VALUE},           {"no-verify", 0, OPT_NO_VERIFY, 0},
+    {"text", 0, OPT_FILE, ARGS_VALUE},
+    {"random", 0, OPT_RANDOM, ARGS_VALUE},
+    {"tokens", 0, OPT_LIMIT, ARGS_VALUE},
+    {"context", 0, OPT_CONTEXT, ARGS_VALUE},
+    {"sae", 0, OPT_SAE, ARGS_VALUE},
+    {"json", 0, OPT_JSON, 0},
+    {"threads", 0, OPT_THREADS, ARGS_VALUE},
+    {"isa", 0, OPT_ISA, ARGS_VALUE},
+    {"kv", 0, OPT_KV, ARGS_VALUE},
+    {"no-verify", 0, OPT_NO_VERIFY, 0},
     {NULL, 0, 0, 0},
 };
 
