@@ -43,7 +43,7 @@ static const char usage[] =
     "  --batch N         tokens computed together in a prefill; default 128\n"
     "  --context N       tokens before those that decode is timed on; default 1\n"
     "  --isa NAME        the library's kernels: auto, scalar, avx2, avx512, avx512vnni,\n"
-    "                    neon, neondot\n"
+    "                    neon, neondot, neoni8mm\n"
     "  --json            one object; all samples and the limit of each\n"
     "  --help            this text\n"
     "\n"
