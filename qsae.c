@@ -2585,6 +2585,58 @@ QS_QENTRIES(neondot)
 
 static const qs_kernels QS_KERNELS_NEON_DOT = QS_TABLE(neon, scalar, neondot);
 
+/* ---- products of 2 x 8 with 8 x 2 bytes (ARMv8.6 i8mm) ---- */
+
+#define QS_I8MM __attribute__((target("arch=armv8.2-a+dotprod+i8mm")))
+#define QS_I8MM_INLINE __attribute__((target("arch=armv8.2-a+dotprod+i8mm"), always_inline)) static inline
+
+/* One block x nt tokens: 8 nt accumulators, each (row, plane 1), (row, plane 2), (next row, plane 1), (next row,
+ * plane 2). Two lines give 8 k of 16 rows, the planes of a token are the two columns. */
+QS_I8MM_INLINE void qs_mmq_tile_neoni8mm(int nb, int nt, QS_QTILE_ARGS)
+{
+    int32x4_t c[24];
+    (void)nb;
+    (void)ws;
+    QS_UNROLL for (int i = 0; i < 8 * nt; i++) c[i] = vdupq_n_s32(0);
+    for (size_t l = 0; l < 64; l += 2) {
+        int8x16_t v[3];
+        QS_FETCH(w + 64 * l, ahead);
+        QS_FETCH(w + 64 * l + 64, ahead);
+        QS_UNROLL for (int t = 0; t < nt; t++) v[t] = vcombine_s8(vld1_s8(x[t].p1 + 4 * l), vld1_s8(x[t].p2 + 4 * l));
+        QS_UNROLL for (int q = 0; q < 4; q++) {
+            int32x4_t lo = vreinterpretq_s32_s8(vld1q_s8((const int8_t *)w + 64 * l + 16 * (size_t)q));
+            int32x4_t hi = vreinterpretq_s32_s8(vld1q_s8((const int8_t *)w + 64 * l + 64 + 16 * (size_t)q));
+            int8x16_t r01 = vreinterpretq_s8_s32(vzip1q_s32(lo, hi)), r23 = vreinterpretq_s8_s32(vzip2q_s32(lo, hi));
+            QS_UNROLL for (int t = 0; t < nt; t++) {
+                c[8 * t + 2 * q] = vmmlaq_s32(c[8 * t + 2 * q], r01, v[t]);
+                c[8 * t + 2 * q + 1] = vmmlaq_s32(c[8 * t + 2 * q + 1], r23, v[t]);
+            }
+        }
+    }
+    QS_UNROLL for (int i = 0; i < 4 * nt; i++) {
+        int t = i / 4, q = i % 4;
+        int32x4_t p1 = vuzp1q_s32(c[2 * i], c[2 * i + 1]), p2 = vuzp2q_s32(c[2 * i], c[2 * i + 1]);
+        float32x4_t a = vld1q_f32((const float *)(const void *)(w + 4096) + 4 * q);
+        float32x4_t sum = vcvtq_f32_s32(vaddq_s32(vshlq_n_s32(p1, 8), p2));
+        float *to = y + (size_t)t * ys + 4 * q;
+        vst1q_f32(to, vfmaq_f32(vld1q_f32(to), sum, vmulq_n_f32(a, x[t].scale)));
+    }
+}
+
+QS_QTILE(QS_I8MM, qs_mmq_neoni8mm, qs_mmq_tile_neoni8mm, 1, 1)
+QS_QTILE(QS_I8MM, qs_mmq_neoni8mm, qs_mmq_tile_neoni8mm, 1, 2)
+QS_QTILE(QS_I8MM, qs_mmq_neoni8mm, qs_mmq_tile_neoni8mm, 1, 3)
+static const qs_qset qs_qset_neoni8mm = {
+    {3, {{1, {0, qs_mmq_neoni8mm_1x1, qs_mmq_neoni8mm_1x2, qs_mmq_neoni8mm_1x3}}}},
+    {0, {{0, {0}}}},
+    qs_unpack_neon,
+    0,
+    {0, {{0, {0}}}},
+    {NULL, NULL}};
+QS_QENTRIES(neoni8mm)
+
+static const qs_kernels QS_KERNELS_NEON_I8MM = QS_TABLE(neon, scalar, neoni8mm);
+
 #endif /* QS_HAVE_NEON */
 
 /* ===================================================================================================
@@ -2624,10 +2676,13 @@ static int qs_x86_level(void)
 #if defined(__linux__)
 #include <sys/auxv.h>
 static int qs_has_dotprod(void) { return getauxval(AT_HWCAP) >> 20 & 1; /* HWCAP_ASIMDDP */ }
+static int qs_has_i8mm(void) { return getauxval(AT_HWCAP2) >> 13 & 1; /* HWCAP2_I8MM */ }
 #elif defined(__APPLE__)
 static int qs_has_dotprod(void) { return 1; /* every Apple machine of this architecture */ }
+static int qs_has_i8mm(void) { return 0; /* not all have it: not used there */ }
 #else
 static int qs_has_dotprod(void) { return 0; }
+static int qs_has_i8mm(void) { return 0; }
 #endif
 #endif
 
@@ -2646,6 +2701,7 @@ static int qs_isa_runs(qsae_isa isa)
 #if defined(QS_HAVE_NEON)
     case QSAE_ISA_NEON: return 1;
     case QSAE_ISA_NEON_DOT: return qs_has_dotprod();
+    case QSAE_ISA_NEON_I8MM: return qs_has_i8mm();
 #endif
     default: return 0;
     }
@@ -2664,6 +2720,7 @@ static const qs_kernels *qs_kernels_of(qsae_isa isa) /* NULL if not in this buil
 #if defined(QS_HAVE_NEON)
     case QSAE_ISA_NEON: return &QS_KERNELS_NEON;
     case QSAE_ISA_NEON_DOT: return &QS_KERNELS_NEON_DOT;
+    case QSAE_ISA_NEON_I8MM: return &QS_KERNELS_NEON_I8MM;
 #endif
     default: return NULL;
     }
@@ -2672,7 +2729,7 @@ static const qs_kernels *qs_kernels_of(qsae_isa isa) /* NULL if not in this buil
 const char *qsae_isa_name(qsae_isa isa)
 {
     static const char *const names[QSAE_ISA_COUNT] = {"auto",       "scalar", "avx2",    "avx512",
-                                                      "avx512vnni", "neon",   "neondot"};
+                                                      "avx512vnni", "neon",   "neondot", "neoni8mm"};
     return (unsigned)isa < QSAE_ISA_COUNT ? names[isa] : NULL;
 }
 
@@ -2686,7 +2743,7 @@ int qsae_isa_available(qsae_isa isa)
 static qsae_status qs_choose_isa(qsae_isa *isa, qsae_error *err)
 {
     static const qsae_isa best_first[] = {QSAE_ISA_AVX512_VNNI, QSAE_ISA_AVX512, QSAE_ISA_AVX2,
-                                          QSAE_ISA_NEON_DOT,    QSAE_ISA_NEON,   QSAE_ISA_SCALAR};
+                                          QSAE_ISA_NEON_I8MM,   QSAE_ISA_NEON_DOT, QSAE_ISA_NEON, QSAE_ISA_SCALAR};
     if ((unsigned)*isa >= QSAE_ISA_COUNT)
         return qs_fail(err, QSAE_E_ARG, 0, "isa %d is not an instruction set", (int)*isa);
     if (*isa == QSAE_ISA_AUTO) {

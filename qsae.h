@@ -129,6 +129,7 @@ typedef enum qsae_isa {
     QSAE_ISA_AVX512_VNNI, /* also BW and VNNI, for integer weights */
     QSAE_ISA_NEON,     /* aarch64 */
     QSAE_ISA_NEON_DOT, /* also dot products of bytes (ARMv8.2), for integer weights */
+    QSAE_ISA_NEON_I8MM, /* also matrix products of bytes (ARMv8.6), for integer weights */
     QSAE_ISA_COUNT
 } qsae_isa;
 

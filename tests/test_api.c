@@ -66,6 +66,7 @@ static void check_constants(void)
     CHECK_STR(qsae_isa_name(QSAE_ISA_AVX512_VNNI), "avx512vnni");
     CHECK_STR(qsae_isa_name(QSAE_ISA_NEON), "neon");
     CHECK_STR(qsae_isa_name(QSAE_ISA_NEON_DOT), "neondot");
+    CHECK_STR(qsae_isa_name(QSAE_ISA_NEON_I8MM), "neoni8mm");
     CHECK(qsae_isa_name(QSAE_ISA_COUNT) == NULL && qsae_isa_name((qsae_isa)-1) == NULL);
     CHECK(qsae_isa_available(QSAE_ISA_AUTO) == 1 && qsae_isa_available(QSAE_ISA_SCALAR) == 1);
     CHECK(qsae_isa_available(QSAE_ISA_COUNT) == 0 && qsae_isa_available((qsae_isa)-1) == 0);
@@ -139,8 +140,8 @@ static void check_open(void)
     FAILS(qsae_sae_open_memory(image, image_size, NULL, &s, &err), QSAE_E_MISMATCH, "holds a model, not SAEs");
     for (int i = 0; i < 2; i++) {
         o.isa = so.open.isa = i ? QSAE_ISA_COUNT : (qsae_isa)-1;
-        FAILS(qsae_model_open_memory(image, image_size, &o, &m, &err), QSAE_E_ARG, i ? "isa 7" : "isa -1");
-        FAILS(qsae_sae_open_memory(sae_image, sae_size, &so, &s, &err), QSAE_E_ARG, i ? "isa 7" : "isa -1");
+        FAILS(qsae_model_open_memory(image, image_size, &o, &m, &err), QSAE_E_ARG, i ? "isa 8" : "isa -1");
+        FAILS(qsae_sae_open_memory(sae_image, sae_size, &so, &s, &err), QSAE_E_ARG, i ? "isa 8" : "isa -1");
     }
     o.isa = so.open.isa = qsae_isa_available(QSAE_ISA_NEON) ? QSAE_ISA_AVX2 : QSAE_ISA_NEON;
     FAILS(qsae_model_open_memory(image, image_size, &o, &m, &err), QSAE_E_UNSUP, qsae_isa_name(o.isa));

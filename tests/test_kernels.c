@@ -602,6 +602,10 @@ int main(void)
         test_integers(&QS_KERNELS_NEON_DOT, "neondot");
     else
         printf("neondot not on this machine\n");
+    if (qs_isa_runs(QSAE_ISA_NEON_I8MM))
+        test_integers(&QS_KERNELS_NEON_I8MM, "neoni8mm");
+    else
+        printf("neoni8mm not on this machine\n");
 #endif
     check(qs_isa_runs(QSAE_ISA_SCALAR) == 1 && qs_isa_runs(QSAE_ISA_COUNT) == 0, "isa", "runs", 0, 0, 0, 0);
     return test_done("test_kernels");

@@ -53,7 +53,7 @@ static const char usage[] =
     "  --context N       tokens before those that decode is timed on; default 1\n"
     "  --kv TYPE         keys and values kept as f32 (default), f16 or bf16\n"
     "  --isa NAME        the library's kernels: auto, scalar, avx2, avx512, avx512vnni,\n"
-    "                    neon, neondot\n"
+    "                    neon, neondot, neoni8mm\n"
     "  --json            one object; all samples and the limit of each\n"
     "  --help            this text\n"
     "\n"

@@ -51,7 +51,7 @@ static int take_isa(input *in, const char *text)
     }
     return complain(CMD_USAGE,
                     "--isa: '%.60s' is none of auto scalar avx2 avx512 avx512vnni neon "
-                    "neondot",
+                    "neondot neoni8mm",
                     text);
 }
 

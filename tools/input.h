@@ -62,7 +62,8 @@ enum {
     "Running (no choice here changes a bit of the result):\n"                          \
     "  --threads N       1..1024; default all processors, 1 for a model below 64 MB\n" \
     "  --chunk N|all     tokens evaluated together; default 64\n"                      \
-    "  --isa NAME        auto, scalar, avx2, avx512, avx512vnni, neon, neondot\n"     \
+    "  --isa NAME        auto, scalar, avx2, avx512, avx512vnni, neon, neondot,\n"    \
+    "                    neoni8mm\n"                                                  \
     "  --no-verify       do not check the checksums of the weights\n"                  \
     "  --help            this text\n"
 /* clang-format on */
