@@ -91,6 +91,16 @@ for s in step quadratic tanh; do
         --tokens 500 --sparsity $s --threads 1 -o "$work/$s"
 done
 
+# ---- the norm filter, in the buffer, in the scale and in the count
+works $QSAE train "$model" $corpus --sites resid_post --layers 1 --width 64 --l0 6 --batch 100 --tokens 1000 \
+    --norm-ratio 1.1 -o "$work/filter"
+check "rows are left out" grep -q -E '10 steps of 100 rows.* [1-9][0-9]* rows left out' "$work/out"
+works $QSAE train "$model" $corpus --sites resid_post --layers 1 --width 64 --l0 6 --batch 100 --tokens 30000 \
+    --exclude template,user -o "$work/again"
+check "the text is read again" grep -q 'the text ended [1-9]' "$work/out"
+fails 1 'no token of the whole text has a row' $QSAE train "$model" $corpus --sites resid_post --layers 1 \
+    --width 64 --l0 6 --batch 100 --tokens 1000 --skip-first 64 -o "$work/empty"
+
 # ---- the plan
 works train --plan -o "$work/planned"
 for word in suite memory disk rate time; do
