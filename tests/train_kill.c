@@ -125,6 +125,23 @@ static int disturbed(int with_file, int kills, double whole)
     return i;
 }
 
+/* What a run of this test before left. */
+static void clean(void)
+{
+    static const char *const names[] = {"whole/suite.qsae",
+                                        "whole/checkpoint/state",
+                                        "disturbed-0/suite.qsae",
+                                        "disturbed-0/checkpoint/state",
+                                        "disturbed-1/suite.qsae",
+                                        "disturbed-1/checkpoint/state",
+                                        "buffer"};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        char path[600];
+        snprintf(path, sizeof path, "%s/%s", folder, names[i]);
+        unlink(path);
+    }
+}
+
 int main(int argc, char **argv)
 {
     char out[512];
@@ -139,6 +156,7 @@ int main(int argc, char **argv)
     printf("train_kill: seed %llu\n", (unsigned long long)state);
     fflush(stdout); /* before fork copies what is in the buffer */
     mkdir(folder, 0777);
+    clean();
     snprintf(out, sizeof out, "%s/whole", folder);
     double begin = now();
     if (!CHECK(finish(start(out, NULL, 0)) == 0))
