@@ -3,9 +3,6 @@
 #define _XOPEN_SOURCE     700 /* S_ISLNK, fseeko */
 #define _FILE_OFFSET_BITS 64
 
-#ifndef QSAE_WITH_FORMAT
-#define QSAE_WITH_FORMAT
-#endif
 #include "corpus.h"
 
 #include <dirent.h>
@@ -294,6 +291,7 @@ typedef struct scan {
     corpus_class turn; /* of what is said now */
     int header;        /* in the role, up to its line break */
     int beside;        /* behind a control token */
+    int thought;       /* that was <think> or the like: several line breaks */
     char role[ROLE_CAP];
     size_t n;
 } scan;
@@ -321,9 +319,10 @@ static void classify(const corpus *c, document *d)
         int breaks = mark < 0 && only_breaks(c, d->ids[i]);
         int inside = mark >= 0 || s.header || (s.beside && breaks);
         d->classes[i] = (uint8_t)(inside ? CORPUS_TEMPLATE : s.turn);
-        if (mark >= THINK && i > 0 && only_breaks(c, d->ids[i - 1]))
-            d->classes[i - 1] = CORPUS_TEMPLATE;
-        s.beside = mark >= 0 && !s.header;
+        for (size_t k = i; mark >= THINK && k > 0 && only_breaks(c, d->ids[k - 1]); k--)
+            d->classes[k - 1] = CORPUS_TEMPLATE;
+        s.beside = mark == IM_END || mark >= THINK || (s.thought && breaks);
+        s.thought = mark >= THINK || (s.thought && breaks);
         if (mark == IM_START) {
             s.header = 1;
             s.n = 0;

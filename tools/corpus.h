@@ -25,6 +25,9 @@
 #ifndef QSAE_TOOLS_CORPUS_H
 #define QSAE_TOOLS_CORPUS_H
 
+#ifndef QSAE_WITH_FORMAT
+#define QSAE_WITH_FORMAT
+#endif
 #include "checked.h"
 
 #include "../qsae.h"

@@ -88,6 +88,10 @@ int32_t input_threads(const input *in, const qsae_model *model);
 int input_context(const input *in, const qsae_model *model, size_t n_ctx,
                   size_t n_prompt, qsae_ctx **ctx, size_t *chunk);
 
+/* Threads for a model and what runs with it: --threads, or 1 for a small model, or all
+ * processors. */
+int32_t input_threads(const input *in, const qsae_model *model);
+
 /* Complains unless the SAE reads rows of a site that the model has. */
 int sae_check_model(const char *path, const qsae_sae *sae, const qsae_model *model);
 

@@ -33,6 +33,7 @@ static const struct {
     {"chat-template", cmd_chat_template, "a conversation as the text that a model sees"},
     {"bench", cmd_bench, "how fast this machine is, and how much of that is used"},
     {"compare", cmd_compare, "how far two files of one model differ on a text"},
+    {"eval", cmd_eval, "how faithful SAEs are: metrics, tables and a report"},
     {"train", cmd_train, "SAEs from a model and a text"},
     {"harvest", cmd_harvest, "activations of a text to files, to train on"},
     {"merge", cmd_merge, "SAE files to one suite"},

@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY=passive
 log=build/reference/log
 mkdir -p "$log" || exit 1
 passed=0 failed=0
-for part in format containers compare quant compare_sae families commands determinism edits tokenizer chat sampling gguf_file check; do
+for part in format containers compare quant compare_sae families commands determinism edits tokenizer chat sampling gguf_file check eval; do
     echo "== $part"
     "$PYTHON" "tests/reference/$part.py" "$@" >"$log/$part.txt" 2>&1
     status=$?
