@@ -41,7 +41,7 @@ TESTS = $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
 # White-box tests include qsae.c itself and must not be linked with it.
 WHITEBOX = $(patsubst tests/%.c,$(BUILD)/tests/%,\
              $(shell grep -l '^.include "../qsae.c"' tests/test_*.c tests/fuzz_*.c 2>/dev/null))
-HELPERS = $(patsubst %,$(BUILD)/tests/%,print_tensors big_convert train_kill) # what other tests run
+HELPERS = $(patsubst %,$(BUILD)/tests/%,print_tensors big_convert train_kill random_model) # what other tests run
 EXAMPLES = $(patsubst examples/%.c,$(BUILD)/examples/%,$(wildcard examples/[0-9]*.c))
 FUZZERS = $(patsubst tests/%.c,$(BUILD)/fuzz/%,$(wildcard tests/fuzz_*.c))
 REPLAYS = $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/fuzz_*.c))

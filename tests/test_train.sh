@@ -47,7 +47,7 @@ works train --only 2/2 -o "$work/slices"
 works train --only 1/2 -o "$work/slices" --threads 2 --no-screen
 works $QSAE merge "$work/slices/suite.qsae" "$work/slices/suite-2-of-2.qsae" "$work/slices/suite-1-of-2.qsae"
 check "slices" cmp "$work/one/suite.qsae" "$work/slices/suite.qsae"
-works train --buffer-file "$work/buffer" --isa scalar -o "$work/file"
+works train --buffer-file "$work/buffer" -o "$work/file"
 check "the buffer in a file" cmp "$work/one/suite.qsae" "$work/file/suite.qsae"
 check "the buffer's file is gone" [ ! -e "$work/buffer" ]
 works $QSAE harvest "$model" $corpus --tokens 3000 --sites resid_post,mlp_out,mlp_input --layers 0,2 \
@@ -90,6 +90,17 @@ for s in step quadratic tanh; do
     works $QSAE train "$model" $corpus --sites resid_post --layers 1 --width 64 $l0 --batch 100 \
         --tokens 500 --sparsity $s --threads 1 -o "$work/$s"
 done
+
+# ---- the norm filter, in the buffer, in the scale and in the count
+works $QSAE train "$model" $corpus --sites resid_post --layers 1 --width 64 --l0 6 --batch 100 --tokens 1000 \
+    --norm-ratio 1.1 -o "$work/filter"
+check "rows are left out" grep -q -E '10 steps of 100 rows.* [1-9][0-9]* rows left out' "$work/out"
+head -n 30 "$text" > "$work/few.jsonl"
+works $QSAE train "$model" --data "$work/few.jsonl" --context 64 --sites resid_post --layers 1 --width 64 --l0 6 \
+    --batch 100 --tokens 3000 --exclude template,user -o "$work/again"
+check "the text is read again" grep -q 'the text ended [1-9]' "$work/out"
+fails 1 'no token of the whole text has a row' $QSAE train "$model" $corpus --sites resid_post --layers 1 \
+    --width 64 --l0 6 --batch 100 --tokens 1000 --skip-first 64 -o "$work/empty"
 
 # ---- the plan
 works train --plan -o "$work/planned"

@@ -55,8 +55,9 @@ int feed_next(feed *f, size_t most, feed_part *part, char *err, size_t cap)
     int got = f->next(f, most, part, err, cap);
     if (got == 0) { /* the end of a pass */
         if (f->pass_rows == 0)
-            return err_set(err, cap, "no token of the whole text has a row: all are "
-                                     "excluded (--skip-first, --exclude)");
+            return err_set(err, cap,
+                           "no token of the whole text has a row: all are "
+                           "excluded (--skip-first, --exclude)");
         f->at.passes++;
         f->pass_rows = 0;
         if (f->o.once)
@@ -78,8 +79,8 @@ int feed_next(feed *f, size_t most, feed_part *part, char *err, size_t cap)
     return 1;
 }
 
-int feed_bad_row(const feed_options *o, const feed_part *part, size_t stream, size_t row,
-                 char *err, size_t cap)
+int feed_bad_row(const feed_options *o, const feed_part *part, size_t stream,
+                 size_t row, char *err, size_t cap)
 {
     return err_set(err, cap,
                    "NaN or infinity in %s, at token %d (id %d) of sequence %" PRIu64
@@ -112,11 +113,11 @@ typedef struct model_feed {
     size_t n_ctx;
     qsae_ctx **ctx; /* [n_ctx] */
     qsae_batch *batch;
-    int32_t *tokens;  /* [n_ctx, context] */
-    uint8_t *classes; /* [n_ctx, context] */
-    int64_t *row;     /* [n_ctx, context]: of the token, -1: excluded */
-    int *stream_at;   /* [n_layers, QSAE_SITE_COUNT]: stream, -1: none */
-    size_t deepest;   /* stream */
+    int32_t *tokens;                 /* [n_ctx, context] */
+    uint8_t *classes;                /* [n_ctx, context] */
+    int64_t *row;                    /* [n_ctx, context]: of the token, -1: excluded */
+    int *stream_at;                  /* [n_layers, QSAE_SITE_COUNT]: stream, -1: none */
+    size_t deepest;                  /* stream */
     size_t n_used, n_tokens, n_seen; /* contexts; tokens; those that the deepest saw */
 } model_feed;
 
@@ -192,8 +193,8 @@ static int model_next(feed *f, size_t most, feed_part *part, char *err, size_t c
     part->first = f->at.text.sequences;
     for (m->n_used = 0; m->n_used < m->n_ctx && (part->n < most || m->n_used == 0);) {
         size_t n, at = m->n_used * f->o.context;
-        int got = corpus_next(m->text, m->tokens + at, m->classes + at, f->o.context, &n,
-                              err, cap);
+        int got = corpus_next(m->text, m->tokens + at, m->classes + at, f->o.context,
+                              &n, err, cap);
         if (got < 0)
             return -1;
         if (got == 0)

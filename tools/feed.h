@@ -29,24 +29,25 @@ feed_name feed_stream_name(const feed_stream *s);
 typedef struct feed_options {
     const feed_stream *streams; /* [n_streams], borrowed */
     size_t n_streams;
-    size_t context;           /* most ids of a sequence */
-    size_t skip_first;        /* tokens of every sequence that are excluded */
-    const int32_t *exclude;   /* [n_exclude] ids, borrowed */
+    size_t context;         /* most ids of a sequence */
+    size_t skip_first;      /* tokens of every sequence that are excluded */
+    const int32_t *exclude; /* [n_exclude] ids, borrowed */
     size_t n_exclude;
     uint32_t exclude_classes; /* bit 1 << corpus_class */
-    int once;                 /* end after the text; else begin again, again and again */
+    int once; /* end after the text; else begin again, again and again */
     int32_t threads;
 } feed_options;
 
 /* Rows of whole sequences; valid until the next call. */
 typedef struct feed_part {
-    size_t n;                       /* rows, perhaps 0 */
-    const float *const *rows;       /* [n_streams]: [n, width] */
-    const int32_t *ids, *positions; /* [n]: of the row's token, its place in its sequence */
-    const uint8_t *classes;         /* [n] corpus_class */
-    const uint32_t *sequence;       /* [n] counted from `first` */
-    uint64_t first;                 /* number of the first sequence in this pass */
-    size_t n_tokens;                /* that were read, the excluded ones too */
+    size_t n;                 /* rows, perhaps 0 */
+    const float *const *rows; /* [n_streams]: [n, width] */
+    const int32_t *ids,
+        *positions;           /* [n]: of the row's token, its place in its sequence */
+    const uint8_t *classes;   /* [n] corpus_class */
+    const uint32_t *sequence; /* [n] counted from `first` */
+    uint64_t first;           /* number of the first sequence in this pass */
+    size_t n_tokens;          /* that were read, the excluded ones too */
 } feed_part;
 
 /* Where the next call goes on: integers only. */
@@ -72,8 +73,8 @@ void feed_tell(const feed *f, feed_cursor *out);
 int feed_seek(feed *f, const feed_cursor *to, char *err, size_t cap);
 
 /* -1 with err: "NaN or infinity in resid_post.3, at token 7 (id 40) of sequence 12". */
-int feed_bad_row(const feed_options *o, const feed_part *part, size_t stream, size_t row,
-                 char *err, size_t cap);
+int feed_bad_row(const feed_options *o, const feed_part *part, size_t stream,
+                 size_t row, char *err, size_t cap);
 
 /* Memory that feed_open_model will take beside the model; 0 if the options are invalid. */
 uint64_t feed_model_bytes(const qsae_model *model, const feed_options *o);

@@ -37,8 +37,8 @@ static int bad(manifest *m, const char *what)
                    m->h->folder, what);
 }
 
-static int get_size(manifest *m, const json_value *object, const char *key, uint64_t most,
-                    uint64_t *out)
+static int get_size(manifest *m, const json_value *object, const char *key,
+                    uint64_t most, uint64_t *out)
 {
     int64_t v;
     if (!json_int(json_get(m->doc, object, key), &v) || v < 0 || (uint64_t)v > most)
@@ -72,7 +72,8 @@ static int get_streams(manifest *m)
         feed_stream *s = &h->streams[h->n_streams++];
         const json_value *name = json_get(m->doc, v, "site");
         uint64_t layer, width;
-        int site = name && name->type == JSON_STRING ? qsae_site_from_name(name->str) : -1;
+        int site =
+            name && name->type == JSON_STRING ? qsae_site_from_name(name->str) : -1;
         if (site < 0 || site >= QSAE_SITE_COUNT)
             return bad(m, "a stream's site");
         if (get_size(m, v, "layer", 511, &layer) ||
@@ -147,8 +148,8 @@ int harvest_open(harvest *h, const char *folder, char *err, size_t cap)
     strcpy(h->folder, folder);
     if (convert_read_json(folder, "harvest.json", &m.doc, why, sizeof why)) {
         harvest_close(h);
-        return err_set(err, cap, "%s is no finished harvest: %.300s", name_z(folder).text,
-                       why);
+        return err_set(err, cap, "%s is no finished harvest: %.300s",
+                       name_z(folder).text, why);
     }
     m.root = json_root(m.doc);
     int status = read_manifest(&m);
@@ -173,7 +174,7 @@ typedef struct files_feed {
     const harvest *h;
     tensor_file *file; /* of shard `open`; NULL: none */
     uint64_t open;
-    const tensor **streams; /* [n_streams] in it */
+    const tensor **streams;                            /* [n_streams] in it */
     int32_t *tokens, *positions, *sequences, *classes; /* [rows of the shard] */
 } files_feed;
 

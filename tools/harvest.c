@@ -106,7 +106,7 @@ typedef struct harvest_run {
     uint64_t model_hash;
     char *settings;
     /* the shard that is being collected */
-    float **rows; /* [n_streams]: [room, width] */
+    float **rows;                                   /* [n_streams]: [room, width] */
     int32_t *ids, *positions, *sequences, *classes; /* [room] */
     size_t n;
     uint64_t *shard_rows_of; /* [n_shards] */
@@ -180,22 +180,22 @@ static int list_streams(harvest_run *r)
     qsae_model_info info;
     qsae_model_get_info(r->model, &info);
     char *wanted = calloc((size_t)info.n_layers + 1, 1);
-    r->streams = calloc((size_t)info.n_layers * QSAE_SITE_COUNT + 1, sizeof *r->streams);
+    r->streams =
+        calloc((size_t)info.n_layers * QSAE_SITE_COUNT + 1, sizeof *r->streams);
     int code = wanted && r->streams ? places_layers(r->layers, info.n_layers, wanted)
                                     : complain(CMD_FAILED, "out of memory");
     for (int32_t l = 0; code == CMD_OK && l < info.n_layers; l++)
         for (int site = 0; wanted[l] && site < QSAE_SITE_COUNT; site++)
             for (size_t i = 0; i < r->sites.n; i++)
                 if (r->sites.list[i].site == site) {
-                    r->streams[r->n_streams++] =
-                        (feed_stream){(qsae_site)site, l,
-                                      qsae_site_width(r->model, (qsae_site)site)};
+                    r->streams[r->n_streams++] = (feed_stream){
+                        (qsae_site)site, l, qsae_site_width(r->model, (qsae_site)site)};
                     break;
                 }
     free(wanted);
     if (code == CMD_OK && r->n_streams > HARVEST_MAX_STREAMS)
-        return complain(CMD_FAILED, "%zu streams, a harvest has at most %d", r->n_streams,
-                        HARVEST_MAX_STREAMS);
+        return complain(CMD_FAILED, "%zu streams, a harvest has at most %d",
+                        r->n_streams, HARVEST_MAX_STREAMS);
     return code;
 }
 
@@ -267,7 +267,8 @@ static int make_room(harvest_run *r)
         ok = r->rows[i] != NULL;
     }
     return ok ? CMD_OK
-              : complain(CMD_FAILED, "out of memory for shards of %zu rows (--shard-rows)",
+              : complain(CMD_FAILED,
+                         "out of memory for shards of %zu rows (--shard-rows)",
                          r->room);
 }
 
@@ -315,7 +316,8 @@ static int put_rows(harvest_run *r, st_writer *w, size_t stream, char *err, size
         float x = qfile_round_bf16(v[i]);
         uint32_t bits;
         if (!isfinite(x))
-            return err_set(err, cap, "%g does not fit in bf16 (--type f32)", (double)v[i]);
+            return err_set(err, cap, "%g does not fit in bf16 (--type f32)",
+                           (double)v[i]);
         memcpy(&bits, &x, sizeof bits);
         uint16_t upper = (uint16_t)(bits >> 16);
         memcpy((unsigned char *)half + 2 * i, &upper, sizeof upper);
@@ -336,8 +338,8 @@ static int put_shard(harvest_run *r, st_writer *w, const char *cursor, char *err
         char name[64];
         harvest_tensor_name(&r->streams[i], name, sizeof name);
         shape[1] = r->streams[i].width;
-        if (st_writer_declare(w, name, r->bf16 ? TENSOR_BF16 : TENSOR_F32, 2, shape, err,
-                              cap))
+        if (st_writer_declare(w, name, r->bf16 ? TENSOR_BF16 : TENSOR_F32, 2, shape,
+                              err, cap))
             return -1;
     }
     for (size_t i = 0; i < 4; i++)
@@ -433,15 +435,17 @@ static int collect(harvest_run *r, uint64_t total)
                     r->n_shards);
             return CMD_STOPPED;
         }
-        int got = feed_next(r->feed, (size_t)(total - have < most ? total - have : most),
-                            &p, err, sizeof err);
+        int got =
+            feed_next(r->feed, (size_t)(total - have < most ? total - have : most), &p,
+                      err, sizeof err);
         if (got < 0)
             return complain(CMD_FAILED, "%s", err);
         if (got == 0)
             break;
         int code = take_part(r, &p);
         have += p.n;
-        progress_say(&r->shown, "harvest: %" PRIu64 " of %" PRIu64 " rows", have, total);
+        progress_say(&r->shown, "harvest: %" PRIu64 " of %" PRIu64 " rows", have,
+                     total);
         if (code == CMD_OK && r->n >= (size_t)r->shard_rows)
             code = write_shard(r);
         if (code != CMD_OK)
@@ -504,10 +508,11 @@ static int known_shard(harvest_run *r, const char *path, feed_cursor *cursor)
     if (!settings || !at || !ids || cursor_parse(at, cursor))
         code = complain(CMD_FAILED, "%.300s: not a shard of a harvest", path);
     else if (strcmp(settings, r->settings) != 0)
-        code = complain(CMD_FAILED,
-                        "%.300s: a shard of a harvest with other settings, or of another "
-                        "text or model",
-                        path);
+        code =
+            complain(CMD_FAILED,
+                     "%.300s: a shard of a harvest with other settings, or of another "
+                     "text or model",
+                     path);
     else
         code = note_shard(r, ids->n);
     tensors_close(f);
@@ -524,10 +529,11 @@ static int go_on(harvest_run *r)
         if (access(path, F_OK) != 0)
             break;
         if (!r->resume)
-            return complain(CMD_FAILED,
-                            "%.300s exists: --resume goes on behind it, or choose another "
-                            "folder",
-                            path);
+            return complain(
+                CMD_FAILED,
+                "%.300s exists: --resume goes on behind it, or choose another "
+                "folder",
+                path);
         code = known_shard(r, path, &at);
     }
     if (code == CMD_OK && r->n_shards > 0 && feed_seek(r->feed, &at, err, sizeof err))

@@ -48,8 +48,8 @@ static void print_usage(void)
     for (int i = 0; i < N_COMMANDS; i++)
         printf("  qsae %-13s %s\n", commands[i].name, commands[i].purpose);
     printf("  qsae --version\n\nqsae COMMAND --help tells more. Exit codes: 0 done, 1 "
-           "failed, 2 wrong"
-           " usage.\n");
+           "failed, 2 wrong usage,\n3 stopped by a signal, with what is needed to go "
+           "on.\n");
 }
 
 int main(int argc, char **argv)

@@ -75,7 +75,8 @@ static int open_all(merge_run *r)
         r->n_members += r->files[i].head.n_records;
     }
     if (r->n_members > 65536)
-        return complain(CMD_FAILED, "%zu SAEs, a file holds at most 65536", r->n_members);
+        return complain(CMD_FAILED, "%zu SAEs, a file holds at most 65536",
+                        r->n_members);
     return CMD_OK;
 }
 
@@ -87,8 +88,7 @@ static int list_members(merge_run *r)
         return complain(CMD_FAILED, "out of memory");
     for (size_t i = 0; i < r->n; i++)
         for (uint32_t k = 0; k < r->files[i].head.n_records; k++)
-            r->members[at++] =
-                (member){&r->files[i], k, qread_sae(&r->files[i], k)};
+            r->members[at++] = (member){&r->files[i], k, qread_sae(&r->files[i], k)};
     qsort(r->members, r->n_members, sizeof *r->members, by_name);
     for (size_t i = 1; i < r->n_members; i++)
         if (by_name(&r->members[i - 1], &r->members[i]) == 0)
@@ -137,8 +137,8 @@ static int copy(const member *m, qfile *q, char *err, size_t cap)
 static int write_file(const merge_run *r)
 {
     char err[ERR_CAP];
-    qfile *q = qfile_create(r->out, QSAE_KIND_SAE, (uint32_t)r->n_members, err,
-                            sizeof err);
+    qfile *q =
+        qfile_create(r->out, QSAE_KIND_SAE, (uint32_t)r->n_members, err, sizeof err);
     int status = q ? 0 : -1;
     for (size_t i = 0; i < r->n_members && !status; i++) {
         memcpy(qfile_record(q, (uint32_t)i), &r->members[i].record,
@@ -162,9 +162,10 @@ static int check(const merge_run *r)
 {
     for (size_t i = 0; i < r->n; i++)
         if (r->files[i].head.n_tensors > 0 && r->files[i].dir[0].group == 0)
-            return complain(CMD_FAILED,
-                            "%.300s: it holds something that belongs to no SAE (role %u)",
-                            r->paths[i], (unsigned)r->files[i].dir[0].role);
+            return complain(
+                CMD_FAILED,
+                "%.300s: it holds something that belongs to no SAE (role %u)",
+                r->paths[i], (unsigned)r->files[i].dir[0].role);
     return CMD_OK;
 }
 

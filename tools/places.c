@@ -47,7 +47,8 @@ int places_take(places_list *p, const args *a, int pairs)
         if (code != CMD_OK)
             return code;
         if (colon && at->site == at->site_out)
-            return complain(CMD_USAGE, "--pairs: %s to itself is an SAE: --sites", item);
+            return complain(CMD_USAGE, "--pairs: %s to itself is an SAE: --sites",
+                            item);
         p->n++;
     }
     return got < 0 ? places_bad_list(a, "sites") : CMD_OK;
@@ -101,14 +102,15 @@ int places_exclude(places_excluded *e, const args *a)
         int64_t v;
         int class = 0;
         while (class < CORPUS_CLASSES &&
-               strcmp(item, corpus_class_name((corpus_class)class)) != 0)
-            class++;
+               strcmp(item, corpus_class_name((corpus_class) class)) != 0)
+            class ++;
         if (class < CORPUS_CLASSES) {
             e->classes |= 1u << class;
             continue;
         }
         if (e->n == PLACES_EXCLUDED)
-            return complain(CMD_USAGE, "--exclude: more than %d tokens", PLACES_EXCLUDED);
+            return complain(CMD_USAGE, "--exclude: more than %d tokens",
+                            PLACES_EXCLUDED);
         int code = args_integer("--exclude", item, 0, INT32_MAX, &v);
         if (code != CMD_OK)
             return code;

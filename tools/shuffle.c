@@ -137,8 +137,8 @@ static int write_file(const shuffle *s, size_t c, const float *rows, size_t n,
     size_t left = n * s->width[c] * sizeof *rows;
     uint64_t at = s->offset[c] + (uint64_t)s->n * s->width[c] * sizeof *rows;
     while (left > 0) {
-        ssize_t done = pwrite(s->fd, p, left < ((size_t)1 << 30) ? left : 1u << 30,
-                              (off_t)at);
+        ssize_t done =
+            pwrite(s->fd, p, left < ((size_t)1 << 30) ? left : 1u << 30, (off_t)at);
         if (done < 0 && errno == EINTR)
             continue;
         if (done <= 0)
@@ -154,8 +154,9 @@ int shuffle_append(shuffle *s, const float *const *columns, size_t n, size_t *ba
                    size_t *bad_column, char *err, size_t err_cap)
 {
     if (n > s->cap - s->n)
-        return err_set(err, err_cap, "internal: %zu rows for a buffer with room for %zu",
-                       n, s->cap - s->n);
+        return err_set(err, err_cap,
+                       "internal: %zu rows for a buffer with room for %zu", n,
+                       s->cap - s->n);
     for (size_t c = 0; c < s->n_columns; c++) {
         size_t w = s->width[c];
         for (size_t r = 0; r < n; r++) {

@@ -112,7 +112,7 @@ static const struct number {
     size_t at;
     double min, max;
 } numbers[] = {
-#define S(field)   offsetof(train_settings, field)
+#define S(field) offsetof(train_settings, field)
     {"width", 'z', S(base.d_sae), 1, 1 << 24},
     {"tokens", 'u', S(tokens), 1, 1e18},
     {"context", 'u', S(context), 2, 65536},
@@ -220,8 +220,8 @@ static int choose(const args *a, const char *const *names, int n, int *out)
             *out = i;
             return CMD_OK;
         }
-    return complain(CMD_USAGE, "%s: '%.60s' is none of %s %s %s %s", a->option, a->value,
-                    names[0], names[1], names[2], names[3]);
+    return complain(CMD_USAGE, "%s: '%.60s' is none of %s %s %s %s", a->option,
+                    a->value, names[0], names[1], names[2], names[3]);
 }
 
 static int take_targets(train_settings *s, const args *a)
@@ -311,7 +311,8 @@ static int take_option(void *run, const args *a, int id)
     case OPT_B_DEC:
         s->b_dec_zero = strcmp(a->value, "zero") == 0;
         if (!s->b_dec_zero && strcmp(a->value, "mean") != 0)
-            return complain(CMD_USAGE, "--b-dec: '%.60s' is none of zero mean", a->value);
+            return complain(CMD_USAGE, "--b-dec: '%.60s' is none of zero mean",
+                            a->value);
         return CMD_OK;
     case OPT_ONLY: return take_only(s, a);
     case OPT_OUT: s->out = a->value; return CMD_OK;
@@ -345,12 +346,14 @@ static int check_targets(train_settings *s)
 {
     qsae_trainer_options *o = &s->base;
     int jump = o->arch == QSAE_TRAIN_JUMPRELU;
-    int fixed = jump && (o->sparsity == QSAE_TRAIN_STEP || o->sparsity == QSAE_TRAIN_TANH);
+    int fixed =
+        jump && (o->sparsity == QSAE_TRAIN_STEP || o->sparsity == QSAE_TRAIN_TANH);
     if (fixed && (s->n_targets || o->l0_coefficient < 0))
-        return complain(CMD_USAGE,
-                        "--sparsity %s takes --l0-coefficient and no --l0: nothing aims "
-                        "at an L0",
-                        sparsity_names[o->sparsity]);
+        return complain(
+            CMD_USAGE,
+            "--sparsity %s takes --l0-coefficient and no --l0: nothing aims "
+            "at an L0",
+            sparsity_names[o->sparsity]);
     if (!fixed && s->n_targets == 0)
         return complain(CMD_USAGE, "train needs --l0 T");
     if (!jump && o->l0_coefficient >= 0)
@@ -407,10 +410,10 @@ static int check(train_settings *s)
         return complain(CMD_USAGE, "train needs --data");
     if (!s->places.n || !s->layers || !s->base.d_sae || !s->out)
         return complain(CMD_USAGE, "train needs %s",
-                        !s->places.n      ? "--sites or --pairs"
-                        : !s->layers      ? "--layers"
+                        !s->places.n     ? "--sites or --pairs"
+                        : !s->layers     ? "--layers"
                         : !s->base.d_sae ? "--width"
-                                          : "-o DIR");
+                                         : "-o DIR");
     if (s->buffer_size && (s->buffer || !s->buffer_file))
         return complain(CMD_USAGE, "--buffer-size goes with --buffer-file, in place of "
                                    "--buffer");
@@ -501,12 +504,13 @@ static int open_text(train_run *r)
         return complain(CMD_FAILED, "%s", err);
     r->text_hash = corpus_fingerprint(r->text);
     set_feed_options(r);
-    if (feed_count(r->text, &r->feed_options, s->tokens ? s->context : 0, &tokens, &rows,
-                   err, sizeof err))
+    if (feed_count(r->text, &r->feed_options, s->tokens ? s->context : 0, &tokens,
+                   &rows, err, sizeof err))
         return complain(CMD_FAILED, "%s", err);
     if (tokens < s->context)
         return complain(CMD_FAILED,
-                        "the text has %" PRIu64 " tokens, less than one context of %" PRIu64
+                        "the text has %" PRIu64
+                        " tokens, less than one context of %" PRIu64
                         ": give more text, or a smaller --context",
                         tokens, s->context);
     if (!s->tokens)
@@ -677,7 +681,8 @@ static int set_paths(train_run *r)
 static int make_folder(const char *path)
 {
     struct stat st;
-    if (mkdir(path, 0777) == 0 || (errno == EEXIST && stat(path, &st) == 0 && S_ISDIR(st.st_mode)))
+    if (mkdir(path, 0777) == 0 ||
+        (errno == EEXIST && stat(path, &st) == 0 && S_ISDIR(st.st_mode)))
         return CMD_OK;
     return complain(CMD_FAILED, "%.300s: cannot make the folder: %s", path,
                     strerror(errno));
@@ -695,8 +700,8 @@ static int look_around(train_run *r, int *done)
         return CMD_OK;
     }
     if (!r->s.resume && (suite || state))
-        return complain(CMD_FAILED,
-                        "%.300s has %s: %s, or --force begins anew", r->s.out,
+        return complain(CMD_FAILED, "%.300s has %s: %s, or --force begins anew",
+                        r->s.out,
                         state ? "the checkpoint of a run that was not finished"
                               : "a finished suite",
                         state ? "--resume goes on" : "choose another folder");
@@ -734,8 +739,9 @@ static int open_feed(train_run *r)
 {
     char err[ERR_CAP];
     set_feed_options(r);
-    r->feed = r->model ? feed_open_model(r->model, r->text, &r->feed_options, err, sizeof err)
-                       : feed_open_files(&r->harvest, &r->feed_options, err, sizeof err);
+    r->feed =
+        r->model ? feed_open_model(r->model, r->text, &r->feed_options, err, sizeof err)
+                 : feed_open_files(&r->harvest, &r->feed_options, err, sizeof err);
     return r->feed ? CMD_OK : complain(CMD_FAILED, "%s", err);
 }
 

@@ -71,16 +71,16 @@ typedef struct train_lane {
     int32_t layer;
     int site, site_out;
     char name[80];
-    size_t in, out;          /* streams */
-    size_t member, n;        /* its members, one behind the other */
-    uint64_t steps;          /* done */
-    float *x, *y;            /* [batch, width]: the batch that is being collected */
-    size_t filled;           /* rows of it */
-    uint32_t *order;         /* [n_order] rows of the bucket */
-    size_t n_order, at;      /* those before `at` were used */
+    size_t in, out;            /* streams */
+    size_t member, n;          /* its members, one behind the other */
+    uint64_t steps;            /* done */
+    float *x, *y;              /* [batch, width]: the batch that is being collected */
+    size_t filled;             /* rows of it */
+    uint32_t *order;           /* [n_order] rows of the bucket */
+    size_t n_order, at;        /* those before `at` were used */
     float limit_in, limit_out; /* longer rows are left out; 0: none are */
     float scale_in, scale_out;
-    uint64_t left_out;       /* rows, so far */
+    uint64_t left_out; /* rows, so far */
 } train_lane;
 
 enum { TRAIN_FILL, TRAIN_USE };
@@ -95,11 +95,11 @@ typedef struct train_run {
     feed_stream *streams; /* [n_streams] of this slice */
     size_t n_streams, n_all_streams;
     uint64_t all_width; /* of all streams of the suite, in floats */
-    train_lane *lanes; /* [n_lanes] */
+    train_lane *lanes;  /* [n_lanes] */
     size_t n_lanes;
     train_member *members; /* [n_members] in the order of the file */
     size_t n_members, n_all_members;
-    uint64_t steps;        /* each lane does */
+    uint64_t steps; /* each lane does */
     uint64_t model_hash, text_hash, model_size;
     char *description; /* lines key=value: all that shapes the result */
     char *identity;    /* the same, and which slice this is */
@@ -107,18 +107,18 @@ typedef struct train_run {
     shuffle buffer;
     uint64_t bucket, pushed; /* buckets before this one; rows before this bucket */
     int phase;
-    size_t lane;     /* in phase USE: the one that trains */
-    int calibrated;  /* limits and scales are known, the trainers exist */
+    size_t lane;    /* in phase USE: the one that trains */
+    int calibrated; /* limits and scales are known, the trainers exist */
     /* not saved */
     char suite_path[4096], log_path[4096], state_path[4096], state_dir[4096];
     FILE *log;
     progress shown;
-    double began, saved; /* seconds */
+    double began, saved;             /* seconds */
     double busy_forward, busy_train; /* seconds */
     uint64_t rows_now, steps_now;    /* that were got and done in these */
 } train_run;
 
-double train_now(void); /* seconds, of a clock that only goes forward */
+double train_now(void);         /* seconds, of a clock that only goes forward */
 extern volatile int train_stop; /* the signal that asks to stop */
 
 /* ---- train_suite.c ---- */

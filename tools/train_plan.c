@@ -83,8 +83,9 @@ static int add_up(train_run *r, amounts *a)
         f.n_streams = r->n_streams;
         a->contexts = feed_model_bytes(r->model, &f);
         if (a->contexts == 0)
-            return complain(CMD_FAILED, "--context %" PRIu64 ": the model has no contexts "
-                                        "of that size",
+            return complain(CMD_FAILED,
+                            "--context %" PRIu64 ": the model has no contexts "
+                            "of that size",
                             r->s.context);
     }
     a->file = r->s.buffer_file ? rows : 0;
@@ -147,17 +148,19 @@ int train_check_room(train_run *r)
         return code;
     uint64_t memory = memory_free(), disk = disk_free(r->s.out);
     if (a.memory > memory)
-        return complain(CMD_FAILED,
-                        "%zu SAEs of width %zu need %.2f GB of memory (%.2f GB for the "
-                        "trainers, %.2f GB for the buffer), %.2f GB are available: a smaller "
-                        "--width, fewer SAEs at once (--only), --buffer or --buffer-file",
-                        r->n_members, r->s.base.d_sae, gb(a.memory), gb(a.trainers),
-                        gb(a.buffer), gb(memory));
+        return complain(
+            CMD_FAILED,
+            "%zu SAEs of width %zu need %.2f GB of memory (%.2f GB for the "
+            "trainers, %.2f GB for the buffer), %.2f GB are available: a smaller "
+            "--width, fewer SAEs at once (--only), --buffer or --buffer-file",
+            r->n_members, r->s.base.d_sae, gb(a.memory), gb(a.trainers), gb(a.buffer),
+            gb(memory));
     if (a.disk > disk)
-        return complain(CMD_FAILED,
-                        "the run needs %.2f GB of disk (twice a checkpoint of %.2f GB, a "
-                        "suite of %.2f GB), %.2f GB are free at %.200s",
-                        gb(a.disk), gb(a.checkpoint), gb(a.suite), gb(disk), r->s.out);
+        return complain(
+            CMD_FAILED,
+            "the run needs %.2f GB of disk (twice a checkpoint of %.2f GB, a "
+            "suite of %.2f GB), %.2f GB are free at %.200s",
+            gb(a.disk), gb(a.checkpoint), gb(a.suite), gb(disk), r->s.out);
     return CMD_OK;
 }
 
@@ -191,15 +194,16 @@ static int take_rows(train_run *r, sample *s)
             continue;
         }
         double spent = train_now() - start;
-        if (timed > before && (spent > MEASURE || (spent > MEASURE / 10 &&
-                                                   timed - before >= ENOUGH))) {
+        if (timed > before &&
+            (spent > MEASURE || (spent > MEASURE / 10 && timed - before >= ENOUGH))) {
             s->seconds_per_row = spent / (double)(timed - before);
             break;
         }
         if (call > 100000)
             return complain(CMD_FAILED, "the text gives no rows");
     }
-    for (size_t i = s->n; i < s->cap && s->n; i++) /* the rest of the batch: once more */
+    for (size_t i = s->n; i < s->cap && s->n;
+         i++) /* the rest of the batch: once more */
         for (size_t k = 0; k < r->n_streams; k++) {
             size_t w = r->streams[k].width;
             memcpy(s->rows[k] + i * w, s->rows[k] + i % s->n * w, w * sizeof(float));
@@ -257,8 +261,8 @@ static int sparse_state(train_run *r, qsae_trainer *t, const train_lane *l,
 }
 
 /* Seconds of a step at the start, and later. */
-static int time_steps(train_run *r, const train_member *m, const sample *s, double *early,
-                      double *later)
+static int time_steps(train_run *r, const train_member *m, const sample *s,
+                      double *early, double *later)
 {
     train_lane *l = &r->lanes[m->lane];
     qsae_train_stats stats;
@@ -349,10 +353,11 @@ static void print_time(const train_run *r, const amounts *a, const sample *s,
                        double steps, double one)
 {
     char text[3][32];
-    double rows = (double)(r->steps * r->s.batch), text_time = rows * s->seconds_per_row;
+    double rows = (double)(r->steps * r->s.batch),
+           text_time = rows * s->seconds_per_row;
     double work = text_time + steps;
-    double every = r->s.checkpoint_minutes > 0 ? 60 * (double)r->s.checkpoint_minutes
-                                               : INFINITY;
+    double every =
+        r->s.checkpoint_minutes > 0 ? 60 * (double)r->s.checkpoint_minutes : INFINITY;
     double saves = floor(work / every) * (double)a->checkpoint / DISK_SPEED;
     double last = (double)a->suite / DISK_SPEED;
     printf("rate    %.4g rows/s from the text; %.4g s a step of %" PRIu64

@@ -46,7 +46,8 @@ static double time_left(const train_run *r)
 
 static void show_fill(train_run *r, size_t target)
 {
-    progress_say(&r->shown, "bucket %" PRIu64 ": %zu of %zu rows, %.0f rows/s  ETA %.0f s",
+    progress_say(&r->shown,
+                 "bucket %" PRIu64 ": %zu of %zu rows, %.0f rows/s  ETA %.0f s",
                  r->bucket + 1, r->buffer.n, target,
                  r->busy_forward > 0 ? (double)r->rows_now / r->busy_forward : 0.0,
                  time_left(r));
@@ -55,9 +56,8 @@ static void show_fill(train_run *r, size_t target)
 static void show_step(train_run *r, const train_lane *l)
 {
     const train_member *m = &r->members[l->member];
-    double rate = r->busy_train > 0
-                      ? (double)(r->steps_now * r->s.batch) / r->busy_train
-                      : 0.0;
+    double rate =
+        r->busy_train > 0 ? (double)(r->steps_now * r->s.batch) / r->busy_train : 0.0;
     progress_say(&r->shown,
                  "%s %" PRIu64 "/%" PRIu64 " loss %.4f L0 %.1f EV %.4f dead %.1f %%  "
                  "%.0f rows/s  ETA %.0f s",
@@ -96,8 +96,8 @@ static uint64_t more(uint64_t a, uint64_t b)
 static size_t bucket_rows(const train_run *r)
 {
     uint64_t n = train_buffer_rows(r), total = r->steps * r->s.batch;
-    uint64_t want = total > r->pushed ? total - r->pushed
-                                      : more(r->s.batch, r->s.context);
+    uint64_t want =
+        total > r->pushed ? total - r->pushed : more(r->s.batch, r->s.context);
     return (size_t)(want < n ? want : n);
 }
 
@@ -105,8 +105,8 @@ static int append(train_run *r, const feed_part *part)
 {
     char err[ERR_CAP];
     size_t row = SIZE_MAX, column = 0;
-    if (shuffle_append(&r->buffer, part->rows, part->n, &row, &column, err, sizeof err) ==
-        0)
+    if (shuffle_append(&r->buffer, part->rows, part->n, &row, &column, err,
+                       sizeof err) == 0)
         return CMD_OK;
     if (row != SIZE_MAX)
         feed_bad_row(&r->feed_options, part, column, row, err, sizeof err);
@@ -159,7 +159,8 @@ static int is_kept(const train_run *r, const train_lane *l, size_t row)
            r->buffer.norm[l->out][row] <= l->limit_out;
 }
 
-static int scale_of(const train_run *r, const train_lane *l, size_t stream, float *scale)
+static int scale_of(const train_run *r, const train_lane *l, size_t stream,
+                    float *scale)
 {
     double sum = 0;
     size_t n = 0;
@@ -171,8 +172,9 @@ static int scale_of(const train_run *r, const train_lane *l, size_t stream, floa
         n++;
     }
     if (n == 0 || sum == 0)
-        return complain(CMD_FAILED, "%s: the first %zu rows of %s are all zero", l->name,
-                        r->buffer.n, feed_stream_name(&r->streams[stream]).text);
+        return complain(CMD_FAILED, "%s: the first %zu rows of %s are all zero",
+                        l->name, r->buffer.n,
+                        feed_stream_name(&r->streams[stream]).text);
     *scale = (float)(1 / sqrt(sum / (double)n));
     return CMD_OK;
 }
@@ -225,11 +227,11 @@ static int set_means(train_run *r, const train_lane *l)
     float *mean = malloc(width * sizeof *mean);
     double *sum = malloc(width * sizeof *sum);
     qsae_error e;
-    int code = mean && sum ? mean_of(r, l, mean, sum)
-                           : complain(CMD_FAILED, "out of memory");
+    int code =
+        mean && sum ? mean_of(r, l, mean, sum) : complain(CMD_FAILED, "out of memory");
     for (size_t i = 0; code == CMD_OK && i < l->n; i++)
-        if (qsae_trainer_set(r->members[l->member + i].trainer, QSAE_PART_B_DEC, 0, width,
-                             mean, &e))
+        if (qsae_trainer_set(r->members[l->member + i].trainer, QSAE_PART_B_DEC, 0,
+                             width, mean, &e))
             code = complain(CMD_FAILED, "%s: %s", l->name, e.text);
     free(mean);
     free(sum);
@@ -271,8 +273,8 @@ static int collect(train_run *r, train_lane *l)
     size_t row = l->order[l->at++];
     size_t in = r->streams[l->in].width, out = r->streams[l->out].width;
     if (shuffle_get(&r->buffer, l->in, row, l->x + l->filled * in, err, sizeof err) ||
-        (l->y && shuffle_get(&r->buffer, l->out, row, l->y + l->filled * out, err,
-                             sizeof err)))
+        (l->y &&
+         shuffle_get(&r->buffer, l->out, row, l->y + l->filled * out, err, sizeof err)))
         return complain(CMD_FAILED, "%s", err);
     l->filled++;
     return CMD_OK;
@@ -286,8 +288,8 @@ static int step(train_run *r, train_lane *l)
         train_member *m = &r->members[l->member + i];
         qsae_error e;
         if (qsae_trainer_step(m->trainer, l->x, l->y, (size_t)r->s.batch, &m->last, &e))
-            return complain(CMD_FAILED, "%s: step %" PRIu64 ": %s", m->name, l->steps + 1,
-                            e.text);
+            return complain(CMD_FAILED, "%s: step %" PRIu64 ": %s", m->name,
+                            l->steps + 1, e.text);
         if ((l->steps + 1) % r->s.log_every == 0 || l->steps + 1 == r->steps)
             code = write_log(r, m);
     }
@@ -376,7 +378,8 @@ static void report(const train_run *r)
     for (size_t i = 0; i < r->n_members; i++) {
         const train_member *m = &r->members[i];
         const train_lane *l = &r->lanes[m->lane];
-        printf("%s: %" PRIu64 " steps of %" PRIu64 " rows, loss %.4f, L0 %.1f, EV %.4f, "
+        printf("%s: %" PRIu64 " steps of %" PRIu64
+               " rows, loss %.4f, L0 %.1f, EV %.4f, "
                "%" PRIu64 " of %zu features dead, %" PRIu64 " rows left out\n",
                m->name, l->steps, r->s.batch, m->last.loss, m->last.l0, m->last.ev,
                dead(m), r->s.base.d_sae, l->left_out);
@@ -384,8 +387,7 @@ static void report(const train_run *r)
     feed_cursor at;
     feed_tell(r->feed, &at);
     if (at.passes > 0)
-        printf("the text was read %.1f times\n",
-               at.rows ? (double)at.passes + 0.0 : 0.0);
+        printf("the text ended %" PRIu64 " times and was read again\n", at.passes);
 }
 
 static int finish(train_run *r)

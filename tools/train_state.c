@@ -71,7 +71,8 @@ static int carry_size(carrier *c, size_t *v, size_t most)
     if (carry_u64(c, &x))
         return -1;
     if (x > most)
-        return err_set(c->err, sizeof c->err, "%.200s: damaged: %" PRIu64 " of at most %zu",
+        return err_set(c->err, sizeof c->err,
+                       "%.200s: damaged: %" PRIu64 " of at most %zu",
                        c->run->state_path, x, most);
     *v = (size_t)x;
     return 0;
@@ -136,12 +137,15 @@ static int carry_log(carrier *c)
     if (!r->log && errno == ENOENT)
         r->log = fopen(r->log_path, "w"); /* someone took it away: not ours to judge */
     if (!r->log)
-        return err_set(c->err, sizeof c->err, "%.200s: %s", r->log_path, strerror(errno));
+        return err_set(c->err, sizeof c->err, "%.200s: %s", r->log_path,
+                       strerror(errno));
     if (fseek(r->log, 0, SEEK_END))
-        return err_set(c->err, sizeof c->err, "%.200s: %s", r->log_path, strerror(errno));
+        return err_set(c->err, sizeof c->err, "%.200s: %s", r->log_path,
+                       strerror(errno));
     if ((uint64_t)ftell(r->log) > length &&
         ftruncate(fileno(r->log), (off_t)length) != 0)
-        return err_set(c->err, sizeof c->err, "%.200s: %s", r->log_path, strerror(errno));
+        return err_set(c->err, sizeof c->err, "%.200s: %s", r->log_path,
+                       strerror(errno));
     return fseek(r->log, 0, SEEK_END) ? -1 : 0;
 }
 
@@ -255,12 +259,12 @@ static int other_settings(carrier *c, const char *old)
         old += a + (old[a] != 0);
         now += b + (now[b] != 0);
     }
-    return err_set(c->err, sizeof c->err,
-                   "%.150s: the checkpoint is from other settings: %.*s there, %.*s now "
-                   "(--force without --resume begins anew)",
-                   c->run->state_path, *old ? (int)strcspn(old, "\n") : 7,
-                   *old ? old : "nothing", *now ? (int)strcspn(now, "\n") : 7,
-                   *now ? now : "nothing");
+    return err_set(
+        c->err, sizeof c->err,
+        "%.150s: the checkpoint is from other settings: %.*s there, %.*s now "
+        "(--force without --resume begins anew)",
+        c->run->state_path, *old ? (int)strcspn(old, "\n") : 7, *old ? old : "nothing",
+        *now ? (int)strcspn(now, "\n") : 7, *now ? now : "nothing");
 }
 
 static int read_identity(carrier *c)

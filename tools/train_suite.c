@@ -149,7 +149,8 @@ static size_t stream(feed_stream *list, size_t *n, int site, int32_t layer)
 static size_t harvested(const train_run *r, const feed_stream *s)
 {
     for (size_t i = 0; i < r->harvest.n_streams; i++)
-        if (r->harvest.streams[i].site == s->site && r->harvest.streams[i].layer == s->layer)
+        if (r->harvest.streams[i].site == s->site &&
+            r->harvest.streams[i].layer == s->layer)
             return r->harvest.streams[i].width;
     return 0;
 }
@@ -201,7 +202,8 @@ int train_make_suite(train_run *r)
         return complain(CMD_FAILED, "%d layers, train takes at most %d", (int)n_layers,
                         TRAIN_MAX_LAYERS);
     int code = places_layers(r->s.layers, n_layers, wanted);
-    for (int32_t l = 0; r->s.from && strcmp(r->s.layers, "all") == 0 && l < n_layers; l++)
+    for (int32_t l = 0; r->s.from && strcmp(r->s.layers, "all") == 0 && l < n_layers;
+         l++)
         wanted[l] = (char)layer_harvested(r, l);
     if (code == CMD_OK)
         code = all_lanes(r, wanted, n_layers);

@@ -86,8 +86,10 @@ static int declare(writing *w, qfile *q, uint32_t group, char *err, size_t cap)
                    rows = QSAE_LAYOUT_ROWS;
     if (qfile_declare(q, group, QSAE_ROLE_META, QSAE_TYPE_BYTES, QSAE_LAYOUT_BYTES, 1,
                       w->meta.len, err, cap) ||
-        qfile_declare(q, group, QSAE_ROLE_ENC, f32, rows, e->d_sae, e->d_in, err, cap) ||
-        qfile_declare(q, group, QSAE_ROLE_DEC, f32, rows, e->d_sae, e->d_out, err, cap) ||
+        qfile_declare(q, group, QSAE_ROLE_ENC, f32, rows, e->d_sae, e->d_in, err,
+                      cap) ||
+        qfile_declare(q, group, QSAE_ROLE_DEC, f32, rows, e->d_sae, e->d_out, err,
+                      cap) ||
         qfile_declare(q, group, QSAE_ROLE_B_ENC, f32, vec, 1, e->d_sae, err, cap))
         return -1;
     if (has_theta(w) &&
@@ -109,7 +111,8 @@ static int fill(void *user, const qfile_part *p, float *out, char *err, size_t c
     return 0;
 }
 
-static int write_matrix(writing *w, qfile *q, qsae_train_part part, char *err, size_t cap)
+static int write_matrix(writing *w, qfile *q, qsae_train_part part, char *err,
+                        size_t cap)
 {
     w->part = part;
     return qfile_matrix(q, fill, w, err, cap);
@@ -148,8 +151,8 @@ static int write_member(writing *w, qfile *q, char *err, size_t cap)
 
 static int write_all(const train_run *r, writing *list, char *err, size_t cap)
 {
-    qfile *q = qfile_create(r->suite_path, QSAE_KIND_SAE, (uint32_t)r->n_members, err,
-                            cap);
+    qfile *q =
+        qfile_create(r->suite_path, QSAE_KIND_SAE, (uint32_t)r->n_members, err, cap);
     int status = q ? 0 : -1;
     for (size_t i = 0; i < r->n_members && !status; i++) {
         writing *w = &list[i];
