@@ -47,7 +47,7 @@ FUZZERS = $(patsubst tests/%.c,$(BUILD)/fuzz/%,$(wildcard tests/fuzz_*.c))
 REPLAYS = $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/fuzz_*.c))
 TOY = $(BUILD)/toy.qsae $(BUILD)/toy-sae.qsae
 
-.PHONY: all demo test check asan fuzz toy examples symbols campaign-tokenizer big-convert train-kill clean help
+.PHONY: all demo suite test check asan fuzz toy examples symbols campaign-tokenizer big-convert train-kill clean help
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -56,6 +56,17 @@ all: $(BUILD)/qsae $(BUILD)/libqsae.a $(BUILD)/libqsae.so ## the program and the
 
 demo: $(BUILD)/qsae $(TOY) ## find the refusal feature of the toy model and steer with it
 	@RUN="$(RUN)" BUILD="$(BUILD)" sh tools/demo.sh
+
+# Two levels of sparsity at the three sites of every layer, and what they are worth.
+TRAIN_TEXT = examples/toy/corpus/train.jsonl
+SUITE_FLAGS = --sites resid_post,mlp_out,attn_out --layers all --arch jumprelu --width 512 \
+              --l0 4,16 --context 128 --batch 512 --tokens 800000 --lr 1e-3
+suite: $(BUILD)/qsae $(BUILD)/toy.qsae ## train and evaluate SAEs at all sites and layers of the toy (minutes): build/suite
+	rm -rf $(BUILD)/suite
+	$(RUN) $< train $(BUILD)/toy.qsae --data $(TRAIN_TEXT) $(SUITE_FLAGS) -o $(BUILD)/suite
+	$(RUN) $< eval $(BUILD)/toy.qsae $(BUILD)/suite/suite.qsae --data examples/toy/corpus/test.jsonl \
+	    --context 128 --tokens 6000 --controls random,pca --joint site,all -o $(BUILD)/suite
+	@echo "the report is $(BUILD)/suite/report.html"
 
 test: $(BUILD)/qsae $(TESTS) $(HELPERS) $(EXAMPLES) $(REPLAYS) $(TOY) ## all tests that need only gcc and make
 	@CC="$(CC)" RUN="$(RUN)" BUILD="$(BUILD)" SAN_FLAGS="$(SAN_FLAGS)" OMP="$(OMP)" \

@@ -43,7 +43,7 @@ run_one() {
 for program in "$@"; do
     run_one "$(basename "$program")" $RUN "$program" "$BUILD"
 done
-for script in symbols test_build test_cli test_text test_check test_gguf_cli test_bench test_compare test_train test_examples; do
+for script in symbols test_build test_cli test_text test_check test_gguf_cli test_bench test_compare test_train test_eval test_examples; do
     run_one $script sh tests/$script.sh
 done
 # A converter killed at random moments; make big-convert does it with 2 GiB.

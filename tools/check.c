@@ -14,13 +14,14 @@
 
 #include "check_text.h"
 #include "cmd.h"
+#include "fidelity.h"
 #include "input.h"
+#include "sae_apply.h"
 
 #define MAX_TOKENS  4096         /* of a text file */
 #define MAX_PIECE   512          /* tokens of one sequence */
 #define MAX_TEXT    (1u << 20)   /* bytes of a text file that are read */
 #define MAX_ROWS    (256u << 20) /* bytes of captured rows at once */
-#define BLOCK       32           /* rows encoded together */
 #define SINK        10.0         /* times the median norm */
 #define BAD_EV      0.3          /* below: probably a wrong load */
 #define BETTER      0.05         /* of EV, to name another site */
@@ -52,18 +53,7 @@ typedef struct member {
     float *out; /* [n, d_out]: what it should give; == in unless it is a transcoder */
 } member;
 
-/* Of every token, in double. */
-typedef struct token_sums {
-    double error, target, made, dot; /* |y - z|^2, |y|^2, |z|^2, y.z */
-    double sum_f;
-    size_t l0;
-    int sink;
-} token_sums;
-
-typedef struct result {
-    size_t n;
-    double l0, mean_f, ev, fvu, cosine, ratio;
-} result;
+enum { KEPT, ALL }; /* tokens that are no sinks; all */
 
 /* ---- the text ---- */
 
@@ -281,88 +271,56 @@ static int run_model(sae_check *c, const rows *r)
 /* ---- one SAE ---- */
 
 typedef struct work {
-    qsae_rows sparse;
-    void *scratch;
-    size_t scratch_size;
-    int threads;
-    float *made;          /* [BLOCK, d_out] */
+    sae_apply apply;
+    float *made;          /* [SAE_APPLY_ROWS, d_out] */
     unsigned char *fired; /* [d_sae] */
-    token_sums *tokens;   /* [n] */
+    unsigned char *sink;  /* [n] */
+    double *sums[2];      /* of fidelity.h: KEPT, ALL */
 } work;
 
 static void work_free(work *w)
 {
-    free(w->sparse.start);
-    free(w->sparse.index);
-    free(w->sparse.value);
-    free(w->scratch);
+    sae_apply_end(&w->apply);
     free(w->made);
     free(w->fired);
-    free(w->tokens);
-}
-
-static int sparse_room(qsae_rows *s, size_t cap)
-{
-    free(s->index);
-    free(s->value);
-    s->index = malloc(cap * sizeof *s->index);
-    s->value = malloc(cap * sizeof *s->value);
-    s->cap = cap;
-    return s->index && s->value ? CMD_OK : complain(CMD_FAILED, "out of memory");
+    free(w->sink);
+    free(w->sums[KEPT]);
+    free(w->sums[ALL]);
 }
 
 static int work_begin(work *w, const sae_check *c, const member *m)
 {
+    size_t d_out = (size_t)m->info.d_out;
     memset(w, 0, sizeof *w);
     long processors = sysconf(_SC_NPROCESSORS_ONLN);
-    w->threads = processors < 1 ? 1 : processors > 64 ? 64 : (int)processors;
-    w->scratch_size = qsae_sae_scratch_size(m->sae, BLOCK);
-    w->scratch = w->scratch_size < SIZE_MAX ? malloc(w->scratch_size + 1) : NULL;
-    w->made = malloc((size_t)m->info.d_out * BLOCK * sizeof *w->made);
+    int threads = processors < 1 ? 1 : processors > 64 ? 64 : (int)processors;
+    w->made = malloc(d_out * SAE_APPLY_ROWS * sizeof *w->made);
     w->fired = calloc((size_t)m->info.d_sae, 1);
-    w->tokens = calloc(c->n, sizeof *w->tokens);
-    w->sparse.start = malloc((BLOCK + 1) * sizeof *w->sparse.start);
-    if (!w->scratch || !w->made || !w->fired || !w->tokens || !w->sparse.start)
+    w->sink = calloc(c->n, 1);
+    w->sums[KEPT] = calloc(fidelity_size(d_out), sizeof(double));
+    w->sums[ALL] = calloc(fidelity_size(d_out), sizeof(double));
+    if (!w->made || !w->fired || !w->sink || !w->sums[KEPT] || !w->sums[ALL] ||
+        sae_apply_begin(&w->apply, m->sae, threads))
         return complain(CMD_FAILED, "out of memory");
-    return sparse_room(&w->sparse, 16384);
-}
-
-/* Rows at .. at + n - 1, encoded and decoded. */
-static int work_rows(work *w, const member *m, size_t at, size_t n)
-{
-    qsae_error e;
-    const float *x = m->in + at * (size_t)m->info.d_in;
-    qsae_status s = qsae_sae_encode(m->sae, x, n, 0, &w->sparse, w->scratch,
-                                    w->scratch_size, w->threads, &e);
-    if (s == QSAE_E_LIMIT) {
-        if (sparse_room(&w->sparse, w->sparse.start[n]) != CMD_OK)
-            return CMD_FAILED;
-        s = qsae_sae_encode(m->sae, x, n, 0, &w->sparse, w->scratch, w->scratch_size,
-                            w->threads, &e);
-    }
-    if (s == QSAE_OK)
-        s = qsae_sae_decode(m->sae, &w->sparse, x, 0, w->made, w->scratch,
-                            w->scratch_size, w->threads, &e);
-    return s == QSAE_OK ? CMD_OK : complain_library("--check", &e);
+    return CMD_OK;
 }
 
 static void sum_row(work *w, const member *m, size_t at, size_t i)
 {
-    token_sums *t = &w->tokens[at + i];
     size_t width = (size_t)m->info.d_out;
     const float *y = m->out + (at + i) * width, *z = w->made + i * width;
-    for (size_t k = 0; k < width; k++) {
-        double a = (double)y[k], b = (double)z[k];
-        t->error += (a - b) * (a - b);
-        t->target += a * a;
-        t->made += b * b;
-        t->dot += a * b;
+    const qsae_rows *f = &w->apply.sparse;
+    fidelity_row r;
+    fidelity_measure(&r, y, z, NULL, width);
+    r.l0 = (double)(f->start[i + 1] - f->start[i]);
+    r.sum_f = 0;
+    for (size_t k = f->start[i]; k < f->start[i + 1]; k++) {
+        w->fired[f->index[k]] = 1;
+        r.sum_f += (double)f->value[k];
     }
-    for (size_t k = w->sparse.start[i]; k < w->sparse.start[i + 1]; k++) {
-        w->fired[w->sparse.index[k]] = 1;
-        t->sum_f += (double)w->sparse.value[k];
-        t->l0++;
-    }
+    fidelity_add(w->sums[ALL], &r, y, z, width);
+    if (!w->sink[at + i])
+        fidelity_add(w->sums[KEPT], &r, y, z, width);
 }
 
 /* ---- sinks ---- */
@@ -376,7 +334,7 @@ static int order_double(const void *a, const void *b)
 /* Marks rows of x [n, width] with a norm above SINK medians; *n_large counts them, and
  * *largest is the largest norm over the median. */
 static int mark_large(const sae_check *c, const float *x, size_t width,
-                      token_sums *tokens, size_t *n_large, double *largest)
+                      unsigned char *sink, size_t *n_large, double *largest)
 {
     double *norm = malloc(2 * c->n * sizeof *norm), *sorted = norm + c->n;
     if (!norm)
@@ -393,7 +351,7 @@ static int mark_large(const sae_check *c, const float *x, size_t width,
     *largest = median > 0 ? sorted[c->n - 1] / median : 0;
     for (size_t i = 0; i < c->n; i++)
         if (norm[i] > SINK * median) {
-            tokens[i].sink = 1;
+            sink[i] = 1;
             ++*n_large;
         }
     free(norm);
@@ -406,98 +364,55 @@ static int mark_sinks(const sae_check *c, const member *m, work *w, size_t *n_la
     size_t more;
     double far;
     if (m->out != m->in &&
-        mark_large(c, m->out, (size_t)m->info.d_out, w->tokens, &more, &far) != CMD_OK)
+        mark_large(c, m->out, (size_t)m->info.d_out, w->sink, &more, &far) != CMD_OK)
         return CMD_FAILED;
-    if (mark_large(c, m->in, (size_t)m->info.d_in, w->tokens, n_large, largest) !=
-        CMD_OK)
+    if (mark_large(c, m->in, (size_t)m->info.d_in, w->sink, n_large, largest) != CMD_OK)
         return CMD_FAILED;
     for (size_t i = 0; i < c->n_pieces; i++)
-        w->tokens[c->pieces[i].first].sink = 1;
+        w->sink[c->pieces[i].first] = 1;
     return CMD_OK;
 }
 
 /* ---- numbers ---- */
 
-/* sum |y - mean y|^2 over the tokens that count. */
-static int spread(const sae_check *c, const member *m, const token_sums *tokens,
-                  int sinks, size_t n, double *out)
+static fidelity measure(const member *m, const work *w, int which)
 {
-    size_t width = (size_t)m->info.d_out;
-    double *mean = calloc(width, sizeof *mean);
-    if (!mean)
-        return complain(CMD_FAILED, "out of memory");
-    *out = 0;
-    for (size_t i = 0; i < c->n; i++)
-        for (size_t k = 0; k < width && (sinks || !tokens[i].sink); k++)
-            mean[k] += (double)m->out[i * width + k] / (double)n;
-    for (size_t i = 0; i < c->n; i++)
-        for (size_t k = 0; k < width && (sinks || !tokens[i].sink); k++) {
-            double d = (double)m->out[i * width + k] - mean[k];
-            *out += d * d;
-        }
-    free(mean);
-    return CMD_OK;
+    fidelity f;
+    fidelity_result(w->sums[which], (size_t)m->info.d_out, &f);
+    return f;
 }
 
-static int measure(const sae_check *c, const member *m, const token_sums *tokens,
-                   int sinks, result *r)
+static void print_result(const char *what, const fidelity *f)
 {
-    double error = 0, target = 0, made = 0, sum_f = 0, l0 = 0, cosine = 0, all = 0;
-    memset(r, 0, sizeof *r);
-    for (size_t i = 0; i < c->n; i++) {
-        const token_sums *t = &tokens[i];
-        if (t->sink && !sinks)
-            continue;
-        r->n++;
-        error += t->error;
-        target += sqrt(t->target);
-        made += sqrt(t->made);
-        sum_f += t->sum_f;
-        l0 += (double)t->l0;
-        cosine += t->target > 0 && t->made > 0 ? t->dot / sqrt(t->target * t->made) : 0;
-    }
-    if (r->n == 0 || spread(c, m, tokens, sinks, r->n, &all) != CMD_OK)
-        return r->n == 0 ? CMD_OK : CMD_FAILED;
-    r->l0 = l0 / (double)r->n;
-    r->mean_f = l0 > 0 ? sum_f / l0 : 0;
-    r->fvu = all > 0 ? error / all : error > 0 ? INFINITY : 0;
-    r->ev = 1 - r->fvu;
-    r->cosine = cosine / (double)r->n;
-    r->ratio = target > 0 ? made / target : 0;
-    return CMD_OK;
-}
-
-static void print_result(const char *what, const result *r)
-{
-    if (r->n == 0)
+    if (!(f->n > 0))
         printf("  %-14s      0\n", what);
     else
-        printf("  %-14s %6zu  %8.1f  %8.4f  %8.4f  %7.4f  %9.4g  %8.4f\n", what, r->n,
-               r->l0, r->ev, r->fvu, r->cosine, r->mean_f, r->ratio);
+        printf("  %-14s %6.0f  %8.1f  %8.4f  %8.4f  %7.4f  %9.4g  %8.4f\n", what, f->n,
+               f->l0, f->ev_mean, f->fvu_mean, f->cosine, f->mean_f, f->norm_ratio);
 }
 
 /* hint: of scan */
-static void verdict(const member *m, const result *r, const char *hint)
+static void verdict(const member *m, const fidelity *r, const char *hint)
 {
     static const char *wrong =
         "this looks like a wrong load (site, layer, orientation or normalisation?)";
     double d_sae = (double)m->info.d_sae;
-    if (r->n == 0)
+    if (!(r->n > 0))
         printf(
             "  warning: every token is a sink; give a longer text with --check-text\n");
     else if (r->l0 == 0)
         printf("  warning: no feature fires: %s\n", wrong);
-    else if (!(r->ev >= BAD_EV))
-        printf("  warning: EV %.2f: %s\n", r->ev, wrong);
+    else if (!(r->ev_mean >= BAD_EV))
+        printf("  warning: EV %.2f: %s\n", r->ev_mean, wrong);
     else if (r->l0 > d_sae / 4)
         printf("  warning: L0 %.0f of %.0f features: %s\n", r->l0, d_sae, wrong);
-    else if (r->ev < LOW_EV)
+    else if (r->ev_mean < LOW_EV)
         printf(
             "  EV %.2f: low; compare with what its authors report, or with text like "
             "theirs (--check-text)\n",
-            r->ev);
+            r->ev_mean);
     else if (!hint[0])
-        printf("  EV %.2f: it explains this site\n", r->ev);
+        printf("  EV %.2f: it explains this site\n", r->ev_mean);
     if (hint[0])
         printf("  warning: %s\n", hint);
 }
@@ -516,14 +431,19 @@ static void print_head(const member *m)
 static int evaluate(const sae_check *c, const member *m, work *w, size_t *n_large,
                     double *largest)
 {
+    qsae_error e;
     int code = work_begin(w, c, m);
-    for (size_t at = 0; at < c->n && code == CMD_OK; at += BLOCK) {
-        size_t n = c->n - at < BLOCK ? c->n - at : BLOCK;
-        code = work_rows(w, m, at, n);
-        for (size_t i = 0; i < n && code == CMD_OK; i++)
+    if (code == CMD_OK)
+        code = mark_sinks(c, m, w, n_large, largest);
+    for (size_t at = 0; at < c->n && code == CMD_OK; at += SAE_APPLY_ROWS) {
+        size_t n = c->n - at < SAE_APPLY_ROWS ? c->n - at : SAE_APPLY_ROWS;
+        if (sae_apply_rows(&w->apply, m->in + at * (size_t)m->info.d_in, 0, n, w->made,
+                           &e) != QSAE_OK)
+            return complain_library("--check", &e);
+        for (size_t i = 0; i < n; i++)
             sum_row(w, m, at, i);
     }
-    return code == CMD_OK ? mark_sinks(c, m, w, n_large, largest) : code;
+    return code;
 }
 
 /* ---- where would it fit? ---- */
@@ -579,25 +499,25 @@ static int want_candidates(const sae_check *c, const member *m, int everywhere, 
 }
 
 /* EV of the SAE at every candidate: *best, and *own where it says it belongs. */
-static int scan_rows(const sae_check *c, const member *m, const rows *r, result *own,
-                     result *best, size_t *best_at)
+static int scan_rows(const sae_check *c, const member *m, const rows *r, fidelity *own,
+                     fidelity *best, size_t *best_at)
 {
     for (size_t i = 0; i < r->n; i++) {
         member there = *m;
         work w;
-        result e;
+        fidelity e;
         size_t n_large;
         double largest;
         there.in = there.out = r->list[i].rows;
         int code = evaluate(c, &there, &w, &n_large, &largest);
         if (code == CMD_OK)
-            code = measure(c, &there, w.tokens, 0, &e);
+            e = measure(&there, &w, KEPT);
         work_free(&w);
         if (code != CMD_OK)
             return code;
         if (r->list[i].site == m->info.site_in && r->list[i].layer == m->info.layer_in)
             *own = e;
-        if (i == 0 || e.ev > best->ev) {
+        if (i == 0 || e.ev_mean > best->ev_mean) {
             *best = e;
             *best_at = i;
         }
@@ -611,7 +531,9 @@ static int scan(const sae_check *c, const member *m, int everywhere, char *hint,
 {
     sae_check s;
     rows r = {calloc(QSAE_SITE_COUNT * (size_t)c->info.n_layers, sizeof *r.list), 0};
-    result own = {0, 0, 0, 0, 0, 0, 0}, best = own;
+    fidelity own, best;
+    memset(&own, 0, sizeof own);
+    best = own;
     size_t at = 0;
     int code = r.list ? CMD_OK : complain(CMD_FAILED, "out of memory");
     int have = short_text(c, &s);
@@ -623,13 +545,15 @@ static int scan(const sae_check *c, const member *m, int everywhere, char *hint,
         code = run_model(&s, &r);
     if (code == CMD_OK)
         code = scan_rows(&s, m, &r, &own, &best, &at);
-    if (code == CMD_OK && best.n > 1 && best.ev > LOW_EV && best.ev > own.ev + BETTER)
+    if (code == CMD_OK && best.n > 1 && best.ev_mean > LOW_EV &&
+        best.ev_mean > own.ev_mean + BETTER)
         snprintf(
             hint, room,
-            "%s of layer %d fits better: EV %.2f, here %.2f (of %zu tokens); --site "
+            "%s of layer %d fits better: EV %.2f, here %.2f (of %.0f tokens); --site "
             "%s --layer %d?",
-            qsae_site_name(r.list[at].site), (int)r.list[at].layer, best.ev, own.ev,
-            best.n, qsae_site_name(r.list[at].site), (int)r.list[at].layer);
+            qsae_site_name(r.list[at].site), (int)r.list[at].layer, best.ev_mean,
+            own.ev_mean, best.n, qsae_site_name(r.list[at].site),
+            (int)r.list[at].layer);
     free(s.ids);
     free(s.pieces);
     free_rows(&r);
@@ -641,20 +565,22 @@ static int scan(const sae_check *c, const member *m, int everywhere, char *hint,
 static int check_member(const sae_check *c, const member *m)
 {
     work w;
-    result without, with;
+    fidelity without, with;
+    memset(&without, 0, sizeof without);
+    with = without;
     size_t n_large = 0, n_fired = 0;
     double largest = 0;
     char hint[256] = "";
     int code = evaluate(c, m, &w, &n_large, &largest);
-    if (code == CMD_OK)
-        code = measure(c, m, w.tokens, 0, &without);
-    if (code == CMD_OK)
-        code = measure(c, m, w.tokens, 1, &with);
+    if (code == CMD_OK) {
+        without = measure(m, &w, KEPT);
+        with = measure(m, &w, ALL);
+    }
     for (int32_t i = 0; i < m->info.d_sae && code == CMD_OK; i++)
         n_fired += w.fired[i];
     work_free(&w);
     if (code == CMD_OK && without.n > 0 && !m->info.is_transcoder)
-        code = scan(c, m, !(without.ev >= BAD_EV), hint, sizeof hint);
+        code = scan(c, m, !(without.ev_mean >= BAD_EV), hint, sizeof hint);
     if (code != CMD_OK)
         return code;
     print_head(m);

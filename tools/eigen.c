@@ -7,20 +7,26 @@
 #include <math.h>
 #include <string.h>
 
-#define MOST_STEPS 60 /* QL steps for one eigenvalue; two or three are usual */
+#define NOTHING    1e-40 /* of a part of a matrix */
+#define MOST_STEPS 60    /* QL steps for one eigenvalue; two or three are usual */
 
 /* Reflects away all of column k below the subdiagonal, for every k; the reflections'
  * vectors stay in a, row k holding that of column k, scaled so that H = 1 - v v^T / h, and
  * d[k] = h. e[k] is the subdiagonal. */
 static void reduce(double *a, size_t n, double *d, double *e)
 {
+    double size = 0;
+    for (size_t i = 0; i < n * n; i++)
+        if (fabs(a[i]) > size)
+            size = fabs(a[i]);
     for (size_t k = 0; k + 2 < n; k++) {
         double *v = a + k * n, scale = 0, h = 0, along = 0;
         for (size_t i = k + 1; i < n; i++)
             scale += fabs(v[i]);
         e[k] = v[k + 1];
         d[k] = 0;
-        if (scale <= fabs(v[k + 1])) /* nothing to reflect away */
+        /* nothing to reflect away, or next to nothing, whose squares would underflow */
+        if (scale <= fabs(v[k + 1]) || scale <= NOTHING * size)
             continue;
         for (size_t i = k + 1; i < n; i++)
             h += (v[i] / scale) * (v[i] / scale);
@@ -116,15 +122,15 @@ static void turn(double *q, size_t n, double *d, double *e, size_t l, size_t m)
 
 static int diagonalize(double *q, size_t n, double *d, double *e)
 {
+    double size = 0; /* small against the whole matrix is nothing, as of a null space */
+    for (size_t i = 0; i < n; i++)
+        if (fabs(d[i]) + fabs(e[i]) > size)
+            size = fabs(d[i]) + fabs(e[i]);
     for (size_t l = 0; l < n; l++)
         for (int step = 0;; step++) {
             size_t m = l;
-            while (m + 1 < n) {
-                double near = fabs(d[m]) + fabs(d[m + 1]);
-                if (!isfinite(near) || near + fabs(e[m]) <= near)
-                    break;
+            while (m + 1 < n && size + fabs(e[m]) > size)
                 m++;
-            }
             if (!isfinite(d[m]) || step == MOST_STEPS)
                 return -1;
             if (m == l)
