@@ -7956,6 +7956,20 @@ typedef struct qs_latent {
     float bias, norm, least;
 } qs_latent;
 
+/* An encoder row w as scale * codes: sum of the codes; at least |w - scale codes|; at least |scale codes| */
+typedef struct qs_code {
+    float scale, rest, norm;
+    int32_t sum;
+} qs_code;
+
+/* The rows of x of a panel as scale * (byte - 128); what multiplies a latent's rest and norm in the bound; cut-offs.
+ * [QS_PANEL] each */
+typedef struct qs_shadow {
+    const float *scale, *rest, *norm, *cut;
+} qs_shadow;
+
+#define QS_CODE_ALIGN 64
+
 /* One step of Adam: m += (g scale - m) gain1; v = v beta2 + (g scale)^2 gain2; p -= rate (m / (sqrt(v) root + eps)) */
 typedef struct qs_adam {
     float scale, gain1, beta2, gain2, root, eps, rate;
@@ -7968,7 +7982,10 @@ typedef struct qs_adam {
  * pair_dots  value[p] = w . x[row[p]]; the SAE row contract
  * gather     y += a[p] x[row[p]] for p in order, y [n]
  * scatter    y[row[p]] += a[p] d, y [][QS_COLUMNS], d [n], n <= QS_COLUMNS
- * adam       g NULL: zeros */
+ * adam       g NULL: zeros
+ * code       an encoder row as bytes, codes [n up to QS_CODE_ALIGN]
+ * screen     for QS_LATENTS x QS_PANEL pairs whether they may be kept: of each latent l[r] appends the numbers of the rows,
+ *            from first on, to row [r][QS_PANEL], n[r] receiving how many. x [ld / 4][QS_PANEL][4]. Both NULL: no screen */
 typedef struct qs_train_kernels {
     void (*gram)(const float *w, const float *x, size_t n, float *z);
     size_t (*pick)(const float *z, const qs_latent *l, const float *cut, uint32_t first, uint32_t *row,
@@ -7979,6 +7996,9 @@ typedef struct qs_train_kernels {
                    float *y);
     void (*scatter)(const float *a, const uint32_t *row, size_t count, const float *d, size_t n, float *y);
     void (*adam)(const qs_adam *a, const float *g, size_t n, float *p, float *m, float *v);
+    void (*code)(const float *w, size_t n, int8_t *codes, qs_code *c);
+    void (*screen)(const int8_t *codes, size_t ld, const qs_code *c, const qs_latent *l, const uint8_t *x,
+                   const qs_shadow *s, uint32_t first, uint32_t *row, size_t *n);
 } qs_train_kernels;
 
 #if !defined(QS_UNROLL)
@@ -8131,7 +8151,7 @@ typedef struct qs_train_kernels {
         }                                                                                                              \
     }                                                                                                                  \
     static const qs_train_kernels QS_TRAIN_##isa = {qs_gram_##isa, qs_pick_##isa, qs_pair_dots_##isa,                  \
-                                                    qs_gather_##isa, qs_scatter_##isa, qs_adam_##isa}
+                                                    qs_gather_##isa, qs_scatter_##isa, qs_adam_##isa, NULL, NULL}
 
 static float qs_vset_scalar(float a) { return a; }
 static float qs_vload_scalar(const float *p) { return *p; }
@@ -8181,6 +8201,71 @@ QS_AVX512_INLINE unsigned qs_vpast_avx512(__m512 a, __m512 b) { return _mm512_cm
 QS_AVX512_INLINE float qs_vtree_avx512(__m512 *c) { return qs_tree_avx512(c[0]); }
 
 QS_TRAIN_SET(avx512, QS_AVX512, __m512, 16, 8, 3, 6, 16);
+
+QS_VNNI static void qs_code_vnni(const float *w, size_t n, int8_t *codes, qs_code *c)
+{
+    __m512 most = _mm512_setzero_ps(), rest = most, square = most;
+    __m512i sum = _mm512_setzero_si512();
+    for (size_t k = 0; k < n; k += 16) most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_loadu_ps(w + k)));
+    float max = _mm512_reduce_max_ps(most), inverse = max > 0.0f ? 127.0f / max : 0.0f;
+    c->scale = max / 127.0f;
+    if (!qs_finite(inverse)) inverse = c->scale = 0.0f;
+    for (size_t k = 0; k < n; k += 16) {
+        __m512 v = _mm512_loadu_ps(w + k);
+        __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(v, _mm512_set1_ps(inverse)));
+        __m512 back = _mm512_cvtepi32_ps(q), off = _mm512_fnmadd_ps(back, _mm512_set1_ps(c->scale), v);
+        rest = _mm512_fmadd_ps(off, off, rest);
+        square = _mm512_fmadd_ps(back, back, square);
+        sum = _mm512_add_epi32(sum, q);
+        _mm_storeu_si128((__m128i *)(void *)(codes + k), _mm512_cvtsepi32_epi8(q));
+    }
+    c->sum = _mm512_reduce_add_epi32(sum);
+    c->rest = sqrtf(_mm512_reduce_add_ps(rest)) * 1.0001f + 1e-20f;
+    c->norm = c->scale * sqrtf(_mm512_reduce_add_ps(square)) * 1.0001f;
+    if (!(c->rest < 1e15f && c->norm < 1e15f)) c->rest = c->norm = INFINITY;
+}
+
+QS_VNNI static void qs_screen_vnni(const int8_t *codes, size_t ld, const qs_code *c, const qs_latent *l,
+                                   const uint8_t *x, const qs_shadow *s, uint32_t first, uint32_t *row, size_t *n)
+{
+    __v16si sum[24]; /* as __m512i gcc would store them all along */
+    QS_UNROLL for (int i = 0; i < 24; i++) sum[i] = (__v16si)_mm512_setzero_si512();
+    for (size_t k = 0; k < ld; k += 4, x += 4 * QS_PANEL) {
+        __m512i v[3];
+        QS_UNROLL for (int t = 0; t < 3; t++) v[t] = _mm512_loadu_si512(x + 64 * t);
+        QS_UNROLL for (int r = 0; r < 8; r++) {
+            __m512i w = qs_quad_vnni(codes + (size_t)r * ld + k);
+            QS_UNROLL for (int t = 0; t < 3; t++)
+                sum[3 * r + t] = (__v16si)_mm512_dpbusd_epi32((__m512i)sum[3 * r + t], v[t], w);
+        }
+    }
+    __m512i at = _mm512_add_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                                  _mm512_set1_epi32((int)first));
+    QS_UNROLL for (int r = 0; r < 8; r++) {
+        uint32_t *to = row + r * QS_PANEL;
+        __m512i off = _mm512_set1_epi32(128 * c[r].sum);
+        __m512 scale = _mm512_set1_ps(c[r].scale), bias = _mm512_set1_ps(l[r].bias);
+        __m512 slack = _mm512_set1_ps(fabsf(l[r].bias) * 1e-6f + 1e-30f);
+        n[r] = 0;
+        QS_UNROLL for (int t = 0; t < 3; t++) {
+            __m512 z = _mm512_cvtepi32_ps(_mm512_sub_epi32((__m512i)sum[3 * r + t], off));
+            z = _mm512_mul_ps(z, _mm512_mul_ps(scale, _mm512_loadu_ps(s->scale + 16 * t)));
+            __m512 eps = _mm512_fmadd_ps(_mm512_set1_ps(c[r].rest), _mm512_loadu_ps(s->rest + 16 * t), slack);
+            eps = _mm512_fmadd_ps(_mm512_set1_ps(c[r].norm), _mm512_loadu_ps(s->norm + 16 * t), eps);
+            __m512 key = _mm512_mul_ps(_mm512_add_ps(_mm512_add_ps(z, bias), eps), _mm512_set1_ps(l[r].norm));
+            __m512 cut = _mm512_max_ps(_mm512_set1_ps(l[r].least), _mm512_loadu_ps(s->cut + 16 * t));
+            __mmask16 maybe = _mm512_cmp_ps_mask(key, cut, _CMP_NLE_UQ);
+            if (!maybe) continue;
+            _mm512_mask_compressstoreu_epi32(to + n[r], maybe,
+                                             _mm512_add_epi32(at, _mm512_set1_epi32(16 * t)));
+            n[r] += (size_t)__builtin_popcount(maybe);
+        }
+    }
+}
+
+static const qs_train_kernels QS_TRAIN_vnni = {qs_gram_avx512,    qs_pick_avx512,    qs_pair_dots_avx512,
+                                               qs_gather_avx512,  qs_scatter_avx512, qs_adam_avx512,
+                                               qs_code_vnni,      qs_screen_vnni};
 #endif
 
 #if defined(QS_HAVE_NEON)
@@ -8217,7 +8302,7 @@ static const qs_train_kernels *qs_train_kernels_of(qsae_isa isa)
 #endif
 #if defined(QS_HAVE_AVX512)
     case QSAE_ISA_AVX512: return &QS_TRAIN_avx512;
-    case QSAE_ISA_AVX512_VNNI: return &QS_TRAIN_avx512;
+    case QSAE_ISA_AVX512_VNNI: return &QS_TRAIN_vnni;
 #endif
 #if defined(QS_HAVE_NEON)
     case QSAE_ISA_NEON: return &QS_TRAIN_neon;
@@ -8253,6 +8338,8 @@ static const qs_train_kernels *qs_train_kernels_of(qsae_isa isa)
 #define QS_PART ((size_t)64)
 #define QS_MAX_PREFIXES ((size_t)64)
 #define QS_MAX_ROWS ((size_t)1 << 20)
+#define QS_SCREEN_WIDEST ((size_t)1 << 16) /* 255 * 127 * this fits 31 bits */
+#define QS_SCREEN_MOST 0.08                /* of the pairs: when more may be kept, a dense encode is faster */
 #define QS_BLOCK_BYTES ((size_t)1 << 19) /* of packed encoder rows that stay in the L2 cache while the rows of x pass */
 #define QS_SAMPLE QS_PANEL               /* rows from which the cut-off of the TopK kinds is guessed */
 
@@ -8282,7 +8369,11 @@ struct qsae_trainer {
     uint32_t *fired;           /* [d_sae] steps since */
 
     /* what follows from it */
-    float *norm; /* [d_sae] |d_i| */
+    float *norm;    /* [d_sae] |d_i| */
+    int screens;    /* there is a screen: codes [d_sae up to QS_LATENTS, code_ld], code [the same] */
+    size_t code_ld; /* in_ld up to QS_CODE_ALIGN */
+    int8_t *codes;
+    qs_code *code;
 
     /* one step's; see above */
     size_t n;
@@ -8290,7 +8381,11 @@ struct qsae_trainer {
     size_t y_ld;
     float y_scale, l0_coefficient, least;
     float *x, *packed;            /* [max_rows, in_ld]; [panel][in_ld][QS_PANEL] */
-    float *e, *aux_e;             /* [n_prefixes][max_rows, out_ld]; [max_rows, out_ld] */
+    uint8_t *bytes;               /* [panel][code_ld / 4][QS_PANEL][4] x' for the screen; and [rows_ld] each: */
+    float *x_scale, *x_rest, *x_norm;
+    int screening;                /* this encode */
+    size_t exact;                 /* pairs computed exactly by screened encodes */
+    float *e, *aux_e;             /* [n_prefixes][max_rows, out_ld]; [max_rows, out_ld], where `packed` was */
     float *length, *cut, *lambda; /* [rows_ld] |x'|; cut-off; dS/dL0_b */
     uint32_t *active;             /* [rows_ld + 1] L0_b; before that, TopK: where a row begins in `work` */
     qs_pair *limit;               /* [rows_ld] TopK: the last pair kept */
@@ -8304,7 +8399,7 @@ struct qsae_trainer {
     float *value;
     size_t cap, used;
     qs_pair *work;                /* [cap] TopK: the arena by rows */
-    float *keys;                  /* [d_sae][QS_PANEL] TopK kinds */
+    float *keys;                  /* [d_sae][QS_PANEL] TopK kinds, before the encode: in the arena */
     float *grad;                  /* [d_sae, in_ld + out_ld] with a clip, else NULL */
     float *g_bias, *g_theta;      /* [d_sae] */
     double *square, *penalty;     /* [d_sae] |gradient|^2; tanh and pre-act loss */
@@ -8314,6 +8409,7 @@ struct qsae_trainer {
     size_t scratch_size;          /* per thread */
     size_t rounds, pairs;         /* JumpReLU: into which latents are split; pairs of the last step */
     qs_adam adam;
+    double since, seconds[8];
 };
 
 /* ---- options and layout ---- */
@@ -8463,6 +8559,8 @@ static qsae_status qs_take_trainer_options(const qsae_trainer_options *in, qsae_
     t->n_chunks = (t->out_ld + QS_COLUMNS - 1) / QS_COLUMNS;
     t->n_parts = (o->d_sae + QS_PART - 1) / QS_PART;
     t->rounds = 1;
+    t->code_ld = (t->in_ld + QS_CODE_ALIGN - 1) / QS_CODE_ALIGN * QS_CODE_ALIGN;
+    t->screens = t->train->screen && !o->no_screen && t->code_ld <= QS_SCREEN_WIDEST;
     return QSAE_OK;
 }
 
@@ -8471,6 +8569,8 @@ typedef struct qs_encode_scratch {
     float *w, *z, *value; /* [block][in_ld] packed; [QS_LATENTS][QS_PANEL]; [block][rows_ld] */
     uint32_t *row;        /* [block][rows_ld] */
     size_t *count;        /* [block] */
+    uint32_t *maybe;      /* [QS_LATENTS][QS_PANEL] what the screen lets through, and its values */
+    float *exact;         /* [QS_PANEL] */
 } qs_encode_scratch;
 
 typedef struct qs_backward_scratch {
@@ -8495,6 +8595,8 @@ static size_t qs_lay_encode(const qsae_trainer *t, void *base, qs_encode_scratch
     s->value = qs_cut(&c, t->block * t->rows_ld, sizeof(float));
     s->row = qs_cut(&c, t->block * t->rows_ld, sizeof(uint32_t));
     s->count = qs_cut(&c, t->block, sizeof(size_t));
+    s->maybe = qs_cut(&c, QS_LATENTS * QS_PANEL, sizeof(uint32_t));
+    s->exact = qs_cut(&c, QS_PANEL, sizeof(float));
     return c.overflow ? SIZE_MAX : c.used;
 }
 
@@ -8547,8 +8649,9 @@ static size_t qs_least_pairs(const qsae_trainer *t)
     const qsae_trainer_options *o = &t->o;
     double rows = (double)o->max_rows, pairs = (double)o->n_threads * (double)t->block * (double)t->rows_ld;
     if (o->arch != QSAE_TRAIN_JUMPRELU) {
-        double some = rows * (4 * o->k + 64), all = rows * (double)o->d_sae;
+        double some = rows * (2 * o->k + 64), all = rows * (double)o->d_sae, keys = QS_PANEL * (double)o->d_sae;
         some = some < all ? some : all;
+        pairs = keys > pairs ? keys : pairs;
         if (o->aux_coefficient > 0.0f)
             some += rows * (double)qs_min(o->d_in / 2 ? o->d_in / 2 : 1, o->d_sae);
         pairs = some > pairs ? some : pairs;
@@ -8559,7 +8662,10 @@ static size_t qs_least_pairs(const qsae_trainer *t)
 static void qs_lay_vectors(qs_carve *c, qsae_trainer *t)
 {
     const size_t m = t->o.d_sae;
+    const size_t coded = t->screens ? (m + QS_LATENTS - 1) / QS_LATENTS * QS_LATENTS : 0;
     t->norm = qs_cut(c, m, sizeof(float));
+    t->codes = qs_cut(c, coded, t->code_ld);
+    t->code = qs_cut(c, coded, sizeof(qs_code));
     t->fired = qs_cut(c, m, sizeof(uint32_t));
     t->list = qs_cut(c, m, sizeof(qs_list));
     t->aux_list = qs_cut(c, t->o.aux_coefficient > 0.0f ? m : 0, sizeof(qs_list));
@@ -8579,17 +8685,21 @@ static void qs_lay_batch(qs_carve *c, qsae_trainer *t)
     size_t rows = 0;
     int topk = t->o.arch != QSAE_TRAIN_JUMPRELU, aux = t->o.aux_coefficient > 0.0f;
     t->x = qs_cut(c, t->rows_ld * t->in_ld, sizeof(float));
-    t->packed = qs_cut(c, (t->rows_ld + (topk ? QS_PANEL : 0)) * t->in_ld, sizeof(float));
+    t->packed = qs_cut(c, (t->rows_ld + (topk ? QS_PANEL : 0)) * (aux && t->out_ld > t->in_ld ? t->out_ld : t->in_ld),
+                       sizeof(float));
+    t->aux_e = t->packed;
+    t->bytes = qs_cut(c, t->screens ? t->rows_ld : 0, t->code_ld);
+    t->x_scale = qs_cut(c, t->screens ? t->rows_ld : 0, sizeof(float));
+    t->x_rest = qs_cut(c, t->screens ? t->rows_ld : 0, sizeof(float));
+    t->x_norm = qs_cut(c, t->screens ? t->rows_ld : 0, sizeof(float));
     if (!qs_mul(t->rows_ld, t->n_prefixes, &rows)) c->overflow = 1;
     t->e = qs_cut(c, rows, t->out_ld * sizeof(float));
-    t->aux_e = qs_cut(c, aux ? t->rows_ld : 0, t->out_ld * sizeof(float));
     t->length = qs_cut(c, t->rows_ld, sizeof(float));
     t->cut = qs_cut(c, t->rows_ld, sizeof(float));
     t->lambda = qs_cut(c, t->rows_ld, sizeof(float));
     t->active = qs_cut(c, t->rows_ld + 1, sizeof(uint32_t));
     t->limit = qs_cut(c, topk ? t->rows_ld : 0, sizeof(qs_pair));
     t->sums = qs_cut(c, t->n_chunks * (t->n_prefixes + 3), sizeof(double));
-    t->keys = qs_cut(c, topk ? t->o.d_sae : 0, QS_PANEL * sizeof(float));
 }
 
 /* Bytes of the block; the trainer itself comes first. The arena takes what is left of 18 bytes per parameter. */
@@ -8616,6 +8726,7 @@ static size_t qs_lay_trainer(char *base, qsae_trainer *t)
     double all = (double)t->rows_ld * (double)m + 16.0, fit = left / (double)pair < all ? left / (double)pair : all;
     t->cap = fit > (double)least ? (size_t)fit : least;
     t->row = qs_cut(&c, t->cap, sizeof(uint32_t));
+    t->keys = (float *)(void *)t->row;
     t->value = qs_cut(&c, t->cap, sizeof(float));
     t->work = qs_cut(&c, pair == 16 ? t->cap : 0, sizeof(qs_pair));
     return c.overflow ? 0 : c.used;
@@ -8674,6 +8785,13 @@ static void qs_norm_latent(qsae_trainer *t, size_t i)
     t->norm[i] = qs_row_norm_of(t, t->p[QSAE_PART_DEC] + i * t->out_ld, t->out_ld);
 }
 
+/* The bytes of the encoder row, again after every change */
+static void qs_code_latent(qsae_trainer *t, size_t i)
+{
+    if (t->screens)
+        t->train->code(t->p[QSAE_PART_ENC] + i * t->in_ld, t->in_ld, t->codes + i * t->code_ld, &t->code[i]);
+}
+
 static void qs_init_task(void *arg, size_t lo, size_t hi, size_t thread)
 {
     qsae_trainer *t = arg;
@@ -8685,6 +8803,7 @@ static void qs_init_task(void *arg, size_t lo, size_t hi, size_t thread)
         else qs_draw_row(t, 2 * i + 1, t->o.d_in, t->in_ld, enc);
         if (t->o.arch == QSAE_TRAIN_JUMPRELU) t->p[QSAE_PART_THETA][i] = t->o.threshold_init;
         qs_norm_latent(t, i);
+        qs_code_latent(t, i);
     }
 }
 
@@ -8718,6 +8837,16 @@ void qsae_trainer_destroy(qsae_trainer *trainer)
 
 /* ---- prepare ---- */
 
+static double qs_now(const qsae_trainer *t) { return t->o.clock ? t->o.clock(t->o.clock_user) : 0; }
+
+/* Gives the time since the last tick to a part of the step. */
+static void qs_tick(qsae_trainer *t, int part)
+{
+    double now = qs_now(t);
+    t->seconds[part] += now - t->since;
+    t->since = now;
+}
+
 static int qs_is_jump(const qsae_trainer *t) { return t->o.arch == QSAE_TRAIN_JUMPRELU; }
 static int qs_rescales(const qsae_trainer *t) { return !qs_is_jump(t) && !t->o.no_rescale; }
 
@@ -8733,6 +8862,37 @@ static void qs_interleave(const float *const *r, size_t count, size_t n, size_t 
         for (size_t chain = 0; chain < 16; chain++)
             for (size_t k = QS_CHAIN_ORDER[chain]; k < n; k += 16, p += wide) *p = r[j][k];
     }
+}
+
+/* Row b as bytes. The screen's bound, with w = w' + r, x = x' + q, primes the coded values:
+ *
+ *     w . x = w' . x' + r . x + w' . q       |z - z'| <= |r| |x| + |w'| |q| + roundings      (Cauchy and Schwarz)
+ *
+ * Roundings: the exact kernel's chains, at most mu |w| |x| with |w| <= |w'| + |r|; the screen's own few, 8 u (|x| + |q|)
+ * |w'|; those with the bias in the kernel's slack. A row so long that a product might overflow is always kept. */
+static void qs_shadow_row(qsae_trainer *t, size_t b)
+{
+    const float *x = t->x + b * t->in_ld;
+    uint8_t *to = t->bytes + b / QS_PANEL * QS_PANEL * t->code_ld + b % QS_PANEL * 4;
+    const double u = 1.0 / 16777216.0, mu = ((double)(t->in_ld / 16) + 16) * u;
+    const float magic = 12582912.0f;
+    float max = 0.0f, inverse;
+    double lost = 0, length = sqrt(qs_dot_double(x, x, t->o.d_in));
+    for (size_t j = 0; j < t->in_ld; j++) max = fabsf(x[j]) > max ? fabsf(x[j]) : max;
+    t->x_scale[b] = max / 127.0f;
+    inverse = max > 0.0f ? 127.0f / max : 0.0f;
+    if (!qs_finite(inverse)) inverse = t->x_scale[b] = 0.0f;
+    for (size_t j = 0; j < t->code_ld; j += 4, to += 4 * QS_PANEL)
+        for (size_t i = 0; i < 4; i++) {
+            float v = j + i < t->in_ld ? x[j + i] : 0.0f, q = (v * inverse + magic) - magic;
+            double off = (double)v - (double)t->x_scale[b] * (double)q;
+            lost += off * off;
+            to[i] = (uint8_t)((int)q + 128);
+        }
+    lost = sqrt(lost);
+    t->x_rest[b] = (float)(length * (1 + mu) * 1.00001);
+    t->x_norm[b] = (float)((lost + (mu + 8 * u) * (length + lost)) * 1.00001);
+    if (!(length < 1e15)) t->x_rest[b] = t->x_norm[b] = INFINITY;
 }
 
 typedef struct qs_prepare_job {
@@ -8758,6 +8918,7 @@ static void qs_prepare_task(void *arg, size_t lo, size_t hi, size_t thread)
                 for (size_t j = 0; j < t->o.d_in; j++) to[j] = x[j] * scale - c[j];
             rows[b - b0] = to;
             t->length[b] = qs_row_norm_of(t, to, t->in_ld);
+            if (t->screens) qs_shadow_row(t, b);
         }
         qs_interleave(rows, n, t->in_ld, QS_PANEL, t->packed + b0 * t->in_ld);
     }
@@ -8823,37 +8984,112 @@ static void qs_pack_latents(const qs_encode_run *run, size_t at, size_t count, f
     }
 }
 
+/* The pairs of latents at..at + 7 and the panel at row b: computed, and what is kept added to the lists in s */
+static void qs_encode_tile(const qs_encode_run *run, size_t at, size_t count, size_t b, const float *w, float *value,
+                           uint32_t *row, size_t *n, const qs_encode_scratch *s)
+{
+    qsae_trainer *t = run->t;
+    t->train->gram(w, t->packed + b * t->in_ld, t->in_ld, s->z);
+    for (size_t r = 0; r < count; r++) {
+        qs_latent l = qs_latent_of(t, run->index ? run->index[at + r] : at + r, run->index != NULL);
+        n[r] += t->train->pick(s->z + r * QS_PANEL, &l, t->cut + b, (uint32_t)b, row + r * t->rows_ld + n[r],
+                               value + r * t->rows_ld + n[r]);
+    }
+}
+
+/* Numbers of rows that may be kept, [QS_LATENTS][QS_PANEL] in s->maybe and how many of each in n */
+static void qs_screen_tile(qsae_trainer *t, size_t at, size_t count, size_t b, size_t *n, const qs_encode_scratch *s)
+{
+    qs_latent l[QS_LATENTS];
+    qs_shadow x = {t->x_scale + b, t->x_rest + b, t->x_norm + b, t->cut + b};
+    memset(l, 0, sizeof l);
+    for (size_t r = 0; r < count; r++) l[r] = qs_latent_of(t, at + r, 0);
+    for (size_t r = count; r < QS_LATENTS; r++) l[r].least = INFINITY;
+    t->train->screen(t->codes + at * t->code_ld, t->code_ld, t->code + at, l, t->bytes + b * t->code_ld, &x,
+                     (uint32_t)b, s->maybe, n);
+}
+
+/* As qs_encode_tile, but only what the screen lets through is computed. Returns how many pairs that were. */
+static size_t qs_encode_tile_screened(qsae_trainer *t, size_t at, size_t count, size_t b, float *value, uint32_t *row,
+                                      size_t *n, const qs_encode_scratch *s)
+{
+    size_t maybe[QS_LATENTS], total = 0;
+    qs_screen_tile(t, at, count, b, maybe, s);
+    for (size_t r = 0; r < count; r++) {
+        if (!maybe[r]) continue;
+        const uint32_t *rows = s->maybe + r * QS_PANEL;
+        const qs_latent l = qs_latent_of(t, at + r, 0);
+        float *v = value + r * t->rows_ld;
+        uint32_t *to = row + r * t->rows_ld;
+        size_t kept = n[r];
+        total += maybe[r];
+        t->train->pair_dots(t->p[QSAE_PART_ENC] + (at + r) * t->in_ld, t->in_ld, t->x, t->in_ld, rows, maybe[r],
+                            s->exact);
+        for (size_t j = 0; j < maybe[r]; j++) {
+            float z = s->exact[j] + l.bias, cut = t->cut[rows[j]];
+            to[kept] = rows[j];
+            v[kept] = z;
+            kept += !(z * l.norm <= (l.least > cut ? l.least : cut));
+        }
+        n[r] = kept;
+    }
+    return total;
+}
+
 /* Units are blocks. */
 static void qs_train_encode_task(void *arg, size_t lo, size_t hi, size_t thread)
 {
     const qs_encode_run *run = arg;
     qsae_trainer *t = run->t;
     qs_encode_scratch s;
+    size_t exact = 0;
     qs_lay_encode(t, t->scratch + thread * t->scratch_size, &s);
     for (size_t block = lo; block < hi; block++) {
         size_t at = run->first + block * t->block, count = qs_min(t->block, run->end - at);
-        qs_pack_latents(run, at, count, s.w);
+        if (!t->screening) qs_pack_latents(run, at, count, s.w);
         memset(s.count, 0, count * sizeof *s.count);
         for (size_t b = 0; b < t->n; b += QS_PANEL)
             for (size_t g = 0; g < count; g += QS_LATENTS) {
-                t->train->gram(s.w + g * t->in_ld, t->packed + b * t->in_ld, t->in_ld, s.z);
-                for (size_t r = g; r < qs_min(g + QS_LATENTS, count); r++) {
-                    qs_latent l = qs_latent_of(t, run->index ? run->index[at + r] : at + r, run->index != NULL);
-                    size_t to = r * t->rows_ld + s.count[r];
-                    s.count[r] += t->train->pick(s.z + (r - g) * QS_PANEL, &l, t->cut + b, (uint32_t)b, s.row + to,
-                                                 s.value + to);
-                }
+                size_t n = qs_min(QS_LATENTS, count - g), to = g * t->rows_ld;
+                if (t->screening)
+                    exact += qs_encode_tile_screened(t, at + g, n, b, s.value + to, s.row + to, s.count + g, &s);
+                else
+                    qs_encode_tile(run, at + g, n, b, s.w + g * t->in_ld, s.value + to, s.row + to, s.count + g, &s);
             }
         qs_keep_lists(run, at, count, &s);
     }
+#if defined(QS_OPENMP)
+#pragma omp atomic
+#endif
+    t->exact += exact;
+}
+
+/* Whether few enough pairs pass the screen, by a panel of rows and every eighth group of latents */
+static int qs_screen_pays(qsae_trainer *t)
+{
+    qs_encode_scratch s;
+    size_t n[QS_LATENTS], maybe = 0, seen = 0, b = t->n / QS_PANEL / 2 * QS_PANEL;
+    if (!t->screens) return 0;
+    qs_lay_encode(t, t->scratch, &s);
+    for (size_t at = 0; at < t->o.d_sae; at += 8 * QS_LATENTS) {
+        size_t count = qs_min(QS_LATENTS, t->o.d_sae - at);
+        qs_screen_tile(t, at, count, b, n, &s);
+        for (size_t r = 0; r < count; r++) maybe += n[r];
+        seen += count * qs_min(QS_PANEL, t->n - b);
+    }
+    return (double)maybe <= QS_SCREEN_MOST * (double)seen;
 }
 
 /* Appends the lists of first..end to the arena; 0 if it is too small. */
 static int qs_encode_range(qsae_trainer *t, const uint32_t *index, size_t first, size_t end, qs_list *list)
 {
     qs_encode_run run = {t, index, first, end, list};
+    qs_tick(t, QSAE_TIME_SELECT);
+    t->screening = !index && qs_screen_pays(t);
+    if (!index && !t->screening) t->exact += (end - first) * t->n;
     qs_parallel(t->o.n_threads, (end - first + t->block - 1) / t->block, t->block * t->in_ld * t->n,
                 qs_train_encode_task, &run);
+    qs_tick(t, index ? QSAE_TIME_AUX : t->screening ? QSAE_TIME_SCREEN : QSAE_TIME_ENCODE);
     return t->used <= t->cap;
 }
 
@@ -9139,7 +9375,7 @@ static qsae_status qs_select_rows(qsae_trainer *t, qsae_error *err)
 {
     size_t k = (size_t)t->o.k, poor = 1;
     uint32_t *start = t->active;
-    double ratio = k < t->o.d_sae && t->cap >= t->o.d_sae ? 0.9 * qs_guess_rows(t) : 0;
+    double ratio = k < t->o.d_sae ? 0.9 * qs_guess_rows(t) : 0;
     qs_set_cuts(t, 0.0f);
     for (size_t b = 0; b < t->n; b++) t->cut[b] = (float)(ratio * (double)t->length[b]);
     for (int tries = 0; poor; tries++) {
@@ -9536,6 +9772,7 @@ static void qs_update_latent(qsae_trainer *t, size_t i, const float *grad)
         for (size_t j = 0; j < t->o.d_out; j++) t->p[1][dec + j] /= n;
         qs_norm_latent(t, i);
     }
+    qs_code_latent(t, i);
     t->fired[i] = t->hit[i] ? 0 : t->fired[i] + (t->fired[i] < UINT32_MAX);
 }
 
@@ -9637,16 +9874,6 @@ static void qs_set_adam(qsae_trainer *t, double rate, double scale)
 
 /* ---- step ---- */
 
-static double qs_now(const qsae_trainer *t) { return t->o.clock ? t->o.clock(t->o.clock_user) : 0; }
-
-/* Adds what has passed since *since to a part of the step. */
-static void qs_tick(const qsae_trainer *t, qsae_train_stats *s, int part, double *since)
-{
-    double now = qs_now(t);
-    s->seconds[part] += now - *since;
-    *since = now;
-}
-
 static size_t qs_round_end(const qsae_trainer *t, size_t round)
 {
     size_t blocks = (t->o.d_sae + t->block - 1) / t->block;
@@ -9654,7 +9881,7 @@ static size_t qs_round_end(const qsae_trainer *t, size_t round)
 }
 
 /* JumpReLU: encode and decode, in as many rounds as the arena asks for */
-static void qs_forward_jump(qsae_trainer *t, qsae_train_stats *s, double *since)
+static void qs_forward_jump(qsae_trainer *t)
 {
     size_t blocks = (t->o.d_sae + t->block - 1) / t->block, round = 0, pairs = 0;
     t->rounds = qs_min(blocks, (size_t)(1.1 * (double)t->pairs / (double)t->cap) + 1);
@@ -9663,7 +9890,6 @@ static void qs_forward_jump(qsae_trainer *t, qsae_train_stats *s, double *since)
         size_t first = round ? qs_round_end(t, round - 1) : 0, end = qs_round_end(t, round);
         t->used = 0;
         int fits = qs_encode_range(t, NULL, first, end, t->list);
-        qs_tick(t, s, QSAE_TIME_ENCODE, since);
         if (!fits) {
             t->rounds = qs_min(2 * t->rounds, blocks);
             round = pairs = 0;
@@ -9672,29 +9898,29 @@ static void qs_forward_jump(qsae_trainer *t, qsae_train_stats *s, double *since)
         pairs += t->used;
         qs_decode_range(t, first, end, round == 0, round + 1 == t->rounds);
         round++;
-        qs_tick(t, s, QSAE_TIME_DECODE, since);
+        qs_tick(t, QSAE_TIME_DECODE);
     }
     t->pairs = pairs;
 }
 
-static qsae_status qs_forward(qsae_trainer *t, qsae_train_stats *s, double *since, qsae_error *err)
+static qsae_status qs_forward(qsae_trainer *t, qsae_error *err)
 {
     qsae_status st;
     if (qs_is_jump(t)) {
-        qs_forward_jump(t, s, since);
+        qs_forward_jump(t);
         return QSAE_OK;
     }
     t->rounds = 1;
     st = t->o.arch == QSAE_TRAIN_TOPK ? qs_select_rows(t, err) : qs_select_batch(t, err);
-    qs_tick(t, s, QSAE_TIME_ENCODE, since);
+    qs_tick(t, QSAE_TIME_SELECT);
     if (st) return st;
     if ((st = qs_encode_aux(t, err)) != QSAE_OK) return st;
-    qs_tick(t, s, QSAE_TIME_AUX, since);
+    qs_tick(t, QSAE_TIME_AUX);
     qs_decode_range(t, 0, t->o.d_sae, 1, 1);
-    qs_tick(t, s, QSAE_TIME_DECODE, since);
+    qs_tick(t, QSAE_TIME_DECODE);
     if (t->with_aux || t->n_prefixes > 1)
         qs_parallel(t->o.n_threads, t->n_chunks, t->n * QS_COLUMNS, qs_aux_task, t);
-    qs_tick(t, s, QSAE_TIME_AUX, since);
+    qs_tick(t, QSAE_TIME_AUX);
     return QSAE_OK;
 }
 
@@ -9751,7 +9977,7 @@ static qsae_status qs_diverged(const char *what, double v, qsae_error *err)
 }
 
 /* Backward and update. */
-static qsae_status qs_learn(qsae_trainer *t, qsae_train_stats *s, double *since, qsae_error *err)
+static qsae_status qs_learn(qsae_trainer *t, qsae_train_stats *s, qsae_error *err)
 {
     double square = 0, scale = 1;
     memset(t->parts, 0, t->o.no_b_dec_input ? 0 : t->n_parts * t->out_ld * sizeof(float));
@@ -9761,10 +9987,9 @@ static qsae_status qs_learn(qsae_trainer *t, qsae_train_stats *s, double *since,
         if (t->rounds > 1) {
             t->used = 0;
             qs_encode_range(t, NULL, first, end, t->list);
-            qs_tick(t, s, QSAE_TIME_ENCODE, since);
         }
         qs_backward_range(t, first, end);
-        qs_tick(t, s, QSAE_TIME_BACKWARD, since);
+        qs_tick(t, QSAE_TIME_BACKWARD);
     }
     qs_parallel(t->o.n_threads, t->n_chunks, t->n * QS_COLUMNS, qs_bias_task, t);
     for (size_t i = 0; i < t->o.d_sae; i++) {
@@ -9774,7 +9999,7 @@ static qsae_status qs_learn(qsae_trainer *t, qsae_train_stats *s, double *since,
     }
     square += qs_dot_double(t->g_c, t->g_c, t->o.d_out);
     s->grad_norm = sqrt(square);
-    qs_tick(t, s, QSAE_TIME_BACKWARD, since);
+    qs_tick(t, QSAE_TIME_BACKWARD);
     if (!qs_finite_double(square) || !qs_finite_double(s->loss)) {
         if (!t->grad) t->broken = 1;
         return qs_diverged("gradient's norm", s->grad_norm, err);
@@ -9785,34 +10010,37 @@ static qsae_status qs_learn(qsae_trainer *t, qsae_train_stats *s, double *since,
         qs_parallel(t->o.n_threads, t->o.d_sae, 4 * (t->in_ld + t->out_ld), qs_update_task, t);
     }
     t->train->adam(&t->adam, t->g_c, t->out_ld, t->p[QSAE_PART_B_DEC], t->m[QSAE_PART_B_DEC], t->v[QSAE_PART_B_DEC]);
-    qs_tick(t, s, QSAE_TIME_UPDATE, since);
+    qs_tick(t, QSAE_TIME_UPDATE);
     return QSAE_OK;
 }
 
 static qsae_status qs_train_step(qsae_trainer *t, const float *x, qsae_train_stats *s, qsae_error *err)
 {
-    double since = qs_now(t);
     qs_prepare_job job = {t, x};
     s->step = t->step;
     s->n_rows = t->n;
     s->lr = qs_rate_at(&t->o, t->step);
     s->l0_coefficient = qs_is_jump(t) ? qs_penalty_at(&t->o, t->step) : 0;
-    s->screened = 1;
+    memset(t->seconds, 0, sizeof t->seconds);
+    t->since = qs_now(t);
+    t->exact = 0;
     t->l0_coefficient = (float)s->l0_coefficient;
     t->least = 0.0f;
     qs_parallel(t->o.n_threads, (t->n + QS_PANEL - 1) / QS_PANEL, QS_PANEL * t->in_ld, qs_prepare_task, &job);
     qs_find_dead(t);
     s->n_dead = t->n_dead;
-    qs_tick(t, s, QSAE_TIME_PREPARE, &since);
-    qsae_status st = qs_forward(t, s, &since, err);
+    qs_tick(t, QSAE_TIME_PREPARE);
+    qsae_status st = qs_forward(t, err);
     if (st) return st;
+    s->screened = (double)t->exact / ((double)t->n * (double)t->o.d_sae);
     qs_add_up(t, s);
     qs_penalize_rows(t, s);
     s->loss += s->sparsity;
     if (!qs_finite_double(s->loss)) return qs_diverged("loss", s->loss, err);
-    if ((st = qs_learn(t, s, &since, err)) != QSAE_OK) return st;
+    if ((st = qs_learn(t, s, err)) != QSAE_OK) return st;
     if (t->least > 0.0f) t->average = (1 - 0.01) * t->average + 0.01 * (double)t->least;
     t->step++;
+    memcpy(s->seconds, t->seconds, sizeof s->seconds);
     return QSAE_OK;
 }
 
@@ -10036,7 +10264,10 @@ static qsae_status qs_check_state(const qsae_trainer *t, qsae_error *err)
 static void qs_norms_task(void *arg, size_t lo, size_t hi, size_t thread)
 {
     (void)thread;
-    for (size_t i = lo; i < hi; i++) qs_norm_latent(arg, i);
+    for (size_t i = lo; i < hi; i++) {
+        qs_norm_latent(arg, i);
+        qs_code_latent(arg, i);
+    }
 }
 
 qsae_status qsae_trainer_load(qsae_trainer *trainer, int (*read)(void *user, void *data, size_t size), void *user,
@@ -10164,6 +10395,7 @@ qsae_status qsae_trainer_set(qsae_trainer *trainer, qsae_train_part part, size_t
         else if (part == QSAE_PART_FIRED) trainer->fired[first + r] = (uint32_t)in[r];
         else trainer->average = (double)in[r];
         if (part == QSAE_PART_DEC) qs_norm_latent(trainer, first + r);
+        if (part == QSAE_PART_ENC) qs_code_latent(trainer, first + r);
     }
     qs_fp_leave(fp);
     return QSAE_OK;
