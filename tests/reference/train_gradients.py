@@ -19,30 +19,31 @@ the upper half of the window counts. `windows` shows it: the derivative of the t
 many rows (a difference over the width of the window), ours, and theirs.
 
 Thresholds and rows are chosen such that no pair lies within float32 noise of an edge; every number of the statistics
-(loss, mse, sparsity, aux, l0, ev, grad_norm) is compared too.
+(loss, mse, sparsity, aux, l0, ev, grad_norm) is compared too, and what Adam makes of the gradient.
 """
 import copy, os, sys
 
 import numpy as np, torch
 
 import tool
-from training import Trainer, attempt, fill, feature_major, sae_of
+from training import NAMES, Trainer, attempt, fill, sae_of
 
 NEAR = 1e-5
 # what also runs at the largest size, unless --only
 LARGE = {"JumpReLU step", "JumpReLU step, low thresholds", "JumpReLU quadratic, STE to input", "JumpReLU tanh, STE, pre-act", "JumpReLU target", "TopK", "TopK, AuxK",
          "BatchTopK", "BatchTopK, AuxK, no rescale", "Matryoshka, AuxK, clip", "BatchTopK transcoder"}
-BETA1 = 0.5
+BETA1, BETA2, LR, EPS = 0.5, 0.75, 2.0**-9, 2.0**-10
 PRODUCERS = os.environ.get("QSAE_PRODUCERS")
 
 
 class Case:
-    """One rule at one size. dead: the share of dead latents. options are qsae_trainer_options; `theirs` those of SAELens,
+    """One rule at one size. dead: the share of dead latents; twins: every latent twice, so that selections tie; offset: added to
+    every b_enc. options are qsae_trainer_options; `theirs` those of SAELens,
     None where it has no such rule."""
 
-    def __init__(self, name, arch, d, m, n, d_out=0, sparsity="STEP", dead=0.0, transcoder=False, unit=False, theta=0.35, theirs=None, **options):
+    def __init__(self, name, arch, d, m, n, d_out=0, sparsity="STEP", dead=0.0, transcoder=False, unit=False, theta=0.35, twins=False, offset=0.0, theirs=None, **options):
         self.__dict__.update(name=f"{name} {d}x{m}", arch=arch, d=d, m=m, n=n, d_out=d_out or d, sparsity=sparsity, dead=dead, transcoder=transcoder,
-                             unit=unit, theta=theta, theirs=theirs, o=options)
+                             unit=unit, theta=theta, twins=twins, offset=offset, theirs=theirs, o=options)
         self.o.setdefault("bandwidth", 0.2)
         self.jump, self.one_cut = arch == "JUMPRELU", arch in ("BATCHTOPK", "MATRYOSHKA")
         self.pre_bias = not options.get("no_b_dec_input", 0)
@@ -51,7 +52,7 @@ class Case:
         self.prefix_weights = options.get("prefix_weights") or [1.0] * len(self.prefixes)
 
     def options(self, **more):
-        o = dict(arch=self.arch, d_in=self.d, d_out=self.d_out, d_sae=self.m, max_rows=self.n, lr=1e-3, beta1=BETA1, beta2=0.999, eps=1e-8, has_betas=1, steps=1000,
+        o = dict(arch=self.arch, d_in=self.d, d_out=self.d_out, d_sae=self.m, max_rows=self.n, lr=LR, beta1=BETA1, beta2=BETA2, eps=EPS, has_betas=1, steps=1000,
                  dead_steps=10, **self.o)
         if self.jump:
             o["sparsity"] = self.sparsity
@@ -85,16 +86,17 @@ class Statement:
 
     @staticmethod
     def top(s, k):
+        """Ties to the lower latent; equal latents may differ in the last bits of a product."""
         on = np.zeros(s.shape, bool)
-        np.put_along_axis(on, np.argpartition(-s, k - 1, axis=1)[:, :k], True, axis=1)
+        np.put_along_axis(on, np.argsort(-np.round(s, 10), axis=1, kind="stable")[:, :k], True, axis=1)
         return on
 
     def select(self, s, k):
         if not self.c.one_cut:
             return self.top(s, int(k))
-        on = np.zeros(s.size, bool)
-        on[np.argpartition(-s.ravel(), int(k * len(s)) - 1)[:int(k * len(s))]] = True
-        return on.reshape(s.shape)
+        on = np.zeros(s.T.shape, bool)  # latents first: ties to the lower latent, then to the lower row
+        on.reshape(-1)[np.argsort(-np.round(s.T.reshape(-1), 10), kind="stable")[:int(k * len(s))]] = True
+        return on.T
 
     def ramp(self, z, w):
         """What the step moves by inside its window."""
@@ -129,7 +131,8 @@ class Statement:
             p["aux"] = c.o["aux_coefficient"] * self.aux_scale * (e ** 2).sum(1).mean()
         p["loss"] = p["fit"] + p["sparsity"] + p["aux"]
         p["l0"] = self.on.sum(1).mean()
-        p["ev"] = 1 - ((outs[-1] - self.y) ** 2).sum() / ((self.y - self.y.mean(0)) ** 2).sum()
+        spread = ((self.y - self.y.mean(0)) ** 2).sum()
+        p["ev"] = 1 - ((outs[-1] - self.y) ** 2).sum() / spread if spread else 0.0
         return p
 
     def __call__(self, w):
@@ -149,6 +152,10 @@ def make(c, seed, least):
         w = {"W_enc": f32(c.m, c.d) / np.float32(np.sqrt(c.d)), "W_dec": f32(c.m, c.d_out), "b_enc": 0.2 * f32(c.m), "b_dec": 0.3 * f32(c.d_out)}
         w["W_dec"] *= (1 if c.unit else (0.5 + g.random((c.m, 1)))) / np.linalg.norm(w["W_dec"], axis=1, keepdims=True)
         w["W_dec"] = w["W_dec"].astype(np.float32)
+        w["b_enc"] += c.offset
+        if c.twins:  # decoder rows that differ, with equal norms
+            for name in ("W_enc", "b_enc", "W_dec"):
+                w[name][c.m // 2:2 * (c.m // 2)] = w[name][:c.m // 2] * (1 if name != "W_dec" else -1)
         w["b_enc"], w["b_dec"] = w["b_enc"].astype(np.float32), w["b_dec"].astype(np.float32)
         rows = 2 * c.n
         x = f32(rows, c.d) * 1.2
@@ -178,13 +185,15 @@ def make(c, seed, least):
                 keep &= order[:, c.d // 2 - 1] - order[:, c.d // 2] > least
             if not c.one_cut:
                 order, k = -np.sort(-s, axis=1), int(c.o["k"])
-                keep &= (order[:, k - 1] - order[:, k] > least) & (np.abs(order[:, :k]) > least).all(1)
+                if k < c.m and not c.twins:
+                    keep &= order[:, k - 1] - order[:, k] > least
+                keep &= (np.abs(order[:, :k]) > least).all(1)
             if keep.sum() < c.n:
                 continue
             x, y, s = x[keep][:c.n], y[keep][:c.n], s[keep][:c.n]
             if c.one_cut:
                 order, k = -np.sort(-s.ravel()), int(c.o["k"] * c.n)
-                if order[k - 1] - order[k] < least / 4 or order[k - 1] < least:
+                if order[k - 1] > 0 and (order[k - 1] < least or (k < order.size and not c.twins and order[k - 1] - order[k] < least / 4)):
                     continue
         return w, np.ascontiguousarray(x), np.ascontiguousarray(y), dead
     raise SystemExit(f"{c.name}: no rows without a pair at an edge")
@@ -205,7 +214,16 @@ def ours(c, w, x, y, dead, **more):
         if dead.any():
             t.set("FIRED", np.where(dead, 1000.0, 0.0))
         stats = t.step(x, y if c.transcoder else None)
-        return {n: a.astype(np.float64) / (1 - BETA1) for n, a in t.weights("_M").items()}, stats
+        g = {n: a.astype(np.float64) / (1 - BETA1) for n, a in t.weights("_M").items()}
+        for n, a in t.weights("_V").items():
+            adam_off = worst({n: a}, {n: (1 - BETA2) * g[n] ** 2})[0] if g[n].any() else float(a.any())
+            to = w[n] - LR * g[n] / (np.abs(g[n]) + EPS)
+            if n == "threshold":
+                to = np.maximum(to, 0)
+            if n == "W_dec" and c.unit:
+                to /= np.linalg.norm(to, axis=1, keepdims=True)
+            stats["adam_off"] = max(stats.get("adam_off", 0), adam_off, worst({n: t.get(NAMES[n])}, {n: to})[0])
+        return g, stats
     finally:
         t.close()
 
@@ -290,6 +308,7 @@ def judge(checks, c, seed):
     w, x, y, dead = make(c, seed, 2e-4 if small and c.o.get("pre_act_coefficient") else 2e-5)
     g, stats = ours(c, w, x, y, dead)
     f = Statement(c, double(w), x.astype(np.float64), y.astype(np.float64), dead)
+    checks.add(stats["adam_off"] <= 1e-6, f"{c.name}: v, or the weights after the step, are off by {stats['adam_off']:.1e}")
     line = [f"{c.name:46} L0 {f.on.sum(1).mean():7.2f}"]
     parts = f.parts(double(w))
     rng = np.random.default_rng(seed)
@@ -367,6 +386,35 @@ def cases(d, m, n):
                theirs=dict(k=k, matryoshka_widths=third))
     yield Case("Matryoshka, weights", "MATRYOSHKA", d, m, n, k=k, prefixes=third, prefix_weights=[0.2, 0.3, 0.5])
     yield Case("Matryoshka, transcoder", "MATRYOSHKA", d, m, n, k=k, d_out=d + 1, transcoder=True, no_b_dec_input=1, prefixes=third)
+
+
+def edges():
+    """Sizes and numbers at the ends of what there is."""
+    for d, m, n in ((1, 1, 1), (3, 5, 2), (17, 9, 1), (16, 8, 48), (5, 33, 49), (33, 29, 97)):
+        yield Case("edge: JumpReLU step", "JUMPRELU", d, m, n, l0_coefficient=0.7, theirs={"jumprelu_bandwidth": 0.2})
+        yield Case("edge: TopK", "TOPK", d, m, n, k=min(2, m), theirs=dict(k=min(2, m)))
+        yield Case("edge: BatchTopK", "BATCHTOPK", d, m, n, k=1.5 if m > 1 else 1, theirs=dict(k=1.5 if m > 1 else 1))
+    yield Case("edge: TopK, all of them", "TOPK", 12, 40, 32, k=40, theirs=dict(k=40))
+    yield Case("edge: TopK, mostly below 0", "TOPK", 12, 40, 32, k=9, offset=-2.5, theirs=dict(k=9))
+    yield Case("edge: BatchTopK, mostly below 0", "BATCHTOPK", 12, 40, 32, k=9, offset=-2.5, theirs=dict(k=9))
+    yield Case("edge: BatchTopK, nothing fires", "BATCHTOPK", 12, 40, 32, k=9, offset=-20, theirs=dict(k=9))
+    yield Case("edge: JumpReLU, nothing fires", "JUMPRELU", 12, 40, 32, l0_coefficient=0.7, offset=-20, theirs={"jumprelu_bandwidth": 0.2})
+    yield Case("edge: JumpReLU, everything fires", "JUMPRELU", 12, 40, 32, l0_coefficient=0.7, offset=20, theirs={"jumprelu_bandwidth": 0.2})
+    yield Case("edge: TopK, all dead", "TOPK", 12, 40, 32, k=3, aux_coefficient=0.5, dead=1.0, theirs=dict(k=3, aux_loss_coefficient=0.5))
+    yield Case("edge: TopK, AuxK, one prefix of one", "MATRYOSHKA", 12, 40, 32, k=3, aux_coefficient=0.5, dead=0.9, prefixes=[1, 40],
+               theirs=dict(k=3, aux_loss_coefficient=0.5, matryoshka_widths=[1, 40]))
+    # twins: which of two equal pairs is taken is ours to say (the lower latent), so there is no SAELens here
+    for rescale in (0, 1):
+        yield Case("edge: TopK, twins", "TOPK", 12, 40, 32, k=5, twins=True, no_rescale=1 - rescale)
+        yield Case("edge: BatchTopK, twins", "BATCHTOPK", 12, 40, 32, k=5 + 1 / 32, twins=True, no_rescale=1 - rescale)
+    # few enough to be screened
+    d, m, n = 256, 2048, 300
+    yield Case("sparse: JumpReLU step", "JUMPRELU", d, m, n, theta=2.9, l0_coefficient=0.7, theirs={"jumprelu_bandwidth": 0.2})
+    yield Case("sparse: JumpReLU quadratic, STE to input", "JUMPRELU", d, m, n, theta=2.9, sparsity="QUADRATIC", l0_target=30, ste_to_input=1, l0_coefficient=0.7,
+               theirs={"jumprelu_bandwidth": 0.2, "jumprelu_sparsity_loss_mode": "quadratic", "target_l0": 30, "jumprelu_ste_to_input": True})
+    yield Case("sparse: TopK", "TOPK", d, m, n, k=16, theirs=dict(k=16))
+    yield Case("sparse: BatchTopK, no rescale", "BATCHTOPK", d, m, n, k=16, no_rescale=1, theirs=dict(k=16, rescale_acts_by_decoder_norm=False))
+    yield Case("sparse: TopK, AuxK", "TOPK", d, m, n, k=16, aux_coefficient=1.0, dead=0.2, theirs=dict(k=16, aux_loss_coefficient=1.0))
 
 
 def dictionary_learning(checks, seed):
@@ -473,6 +521,9 @@ def main():
         for c in cases(*size):
             if (args.only or size[1] < 2000 or c.name.rsplit(" ", 1)[0] in LARGE) and (not args.only or args.only in c.name):
                 attempt(checks, c.name, judge, checks, c, args.seed)
+    for c in edges():
+        if not args.only or args.only in c.name:
+            attempt(checks, c.name, judge, checks, c, args.seed)
     if not args.only or args.only in "windows":
         windows(checks)
     if not args.only or args.only in "dictionary_learning":

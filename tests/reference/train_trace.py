@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """qsae_trainer beside SAELens's own SAETrainer: the same initial weights, the same batches, no exchange after that.
 
-The first 20 steps: every loss, the rate of learning, the coefficient, the dead and each tensor's distance,
+The rate of learning is the same at every step. The first 20 steps: every loss, the coefficient, the dead and each tensor's distance,
 |ours - theirs| / |theirs|, within 1e-5 (BatchTopK's moving threshold too). Two float32 programs drift apart after that, by
 rounding and by near ties that fall the other way; at the last step EV is within 0.002 and L0 within 0.5 %.
 --full: 128 x 2048 with 1024 rows; else 32 x 256 with 256.
@@ -36,7 +36,7 @@ def trace(checks, name, arch, size, steps, lr, theirs, window=1000, warm_up=0, d
     other = saelens_trainer(sae, batch, steps, lr, warm_up, decay, window=window)
     own = Trainer(arch=arch, d_in=d, d_sae=m, max_rows=batch, lr=lr, clip=1.0, steps=steps, lr_warmup=warm_up, lr_decay=decay, dead_steps=window, n_threads=2, **options)
     own.set_weights(feature_major(sae))
-    worst = {"loss": 0.0, "weights": 0.0}
+    worst, rates = {"loss": 0.0, "weights": 0.0}, 0.0
     for step in range(steps):
         x = data.rows(batch, step)
         coefficient, rate, dead = other.get_coefficients().get("l0"), other.optimizer.param_groups[0]["lr"], int(other.dead_neurons.sum())
@@ -45,11 +45,12 @@ def trace(checks, name, arch, size, steps, lr, theirs, window=1000, warm_up=0, d
         stats = own.step(x)
         log = other.build_train_step_log_dict(out, step) if step < FIRST or step + 1 == steps or step in show else None
         last = step + 1 == steps
+        rates = max(rates, abs(stats["lr"] - rate) / rate)
         if step < FIRST:
             losses = {k: float(v.detach()) for k, v in out.losses.items()}
             sparsity = sum(v for k, v in losses.items() if k in ("l0_loss", "pre_act_loss"))
             pairs = {"loss": float(out.loss.detach()), "mse": losses["mse_loss"], "sparsity": sparsity, "aux": losses.get("auxiliary_reconstruction_loss", 0.0),
-                     "l0": log["metrics/l0"], "lr": rate, "l0_coefficient": coefficient or 0.0, "n_dead": dead}
+                     "l0": log["metrics/l0"], "l0_coefficient": coefficient or 0.0, "n_dead": dead}
             if arch == "JUMPRELU" or step > 0:  # EV is near 0 at the start: to be judged as a difference
                 checks.add(abs(stats["ev"] - log["metrics/explained_variance"]) <= NEAR, f"{name}: step {step}: EV {stats['ev']!r}, not {log['metrics/explained_variance']!r}")
             for what, want in pairs.items():
@@ -73,6 +74,7 @@ def trace(checks, name, arch, size, steps, lr, theirs, window=1000, warm_up=0, d
             checks.add(abs(stats["ev"] - ev) <= 0.002, f"{name}: step {step}: EV {stats['ev']:.5f}, SAELens {ev:.5f}")
             checks.add(abs(stats["l0"] - l0) <= 0.005 * l0, f"{name}: step {step}: L0 {stats['l0']:.3f}, SAELens {l0:.3f}")
             checks.add(ev > 0.3, f"{name}: little was learned, EV {ev:.3f}")
+    checks.add(rates <= 1e-6, f"{name}: the rate of learning is off by {rates:.1e} somewhere")
     print(f"{name:22} first {FIRST} steps: loss within {worst['loss']:.0e}, weights within {worst['weights']:.0e}", flush=True)
     own.close()
 
