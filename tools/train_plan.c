@@ -260,6 +260,13 @@ static int sparse_state(train_run *r, qsae_trainer *t, const train_lane *l,
     return code;
 }
 
+/* Of three, so that a moment in which the machine was busy does not count. */
+static double middle(const double *v)
+{
+    double low = fmin(v[0], v[1]), high = fmax(v[0], v[1]);
+    return fmin(fmax(low, v[2]), high);
+}
+
 /* Seconds of a step at the start, and later. */
 static int time_steps(train_run *r, const train_member *m, const sample *s,
                       double *early, double *later)
@@ -277,11 +284,12 @@ static int time_steps(train_run *r, const train_member *m, const sample *s,
     int code = one_step(r, t, l, s, &stats, &unused);
     if (code == CMD_OK)
         code = one_step(r, t, l, s, &stats, early);
-    *later = *early;
     if (code == CMD_OK && o.arch == QSAE_TRAIN_JUMPRELU && m->target > 0)
         code = sparse_state(r, t, l, s, m->target);
-    if (code == CMD_OK)
-        code = one_step(r, t, l, s, &stats, later);
+    double of[3] = {0, 0, 0};
+    for (int i = 0; i < 3 && code == CMD_OK; i++)
+        code = one_step(r, t, l, s, &stats, &of[i]);
+    *later = middle(of);
     qsae_trainer_destroy(t);
     return code;
 }
@@ -307,8 +315,10 @@ static int time_training(train_run *r, const sample *s, double *seconds, double 
             like++;
         if (like == i) {
             code = time_steps(r, &r->members[i], s, &early, &later);
-            /* while the penalty grows, and as long again, much fires */
-            uint64_t n = smaller(r->steps, 2 * r->s.base.l0_warmup);
+            /* of JumpReLU, while the penalty grows, and as long again, much fires */
+            uint64_t n = r->s.base.arch == QSAE_TRAIN_JUMPRELU
+                             ? smaller(r->steps, 2 * r->s.base.l0_warmup + 10)
+                             : 0;
             of[i] = (double)n * early + (double)(r->steps - n) * later;
         } else {
             of[i] = of[like];
