@@ -37,7 +37,7 @@ static const char style[] =
     "text{font:11.5px system-ui,-apple-system,\"Segoe UI\",Roboto,sans-serif;"
     "fill:var(--soft)}text.title{fill:var(--ink);font-weight:600;font-size:13px}"
     "text.note{fill:var(--ink);font-size:10.5px}\n"
-    ".small text{font-size:13px}.small text.title{font-size:14px}\n"
+    ".small text{font-size:13px}.small text.title{font-size:13.5px}\n"
     ".grid{stroke:var(--line);stroke-width:1}.frame{stroke:var(--soft);stroke-width:1}\n"
     ".legend{display:flex;flex-wrap:wrap;gap:2px 18px;margin:6px 0 10px;padding:0;"
     "list-style:none;font-size:14px}.legend i{display:inline-block;width:11px;height:11px;"
