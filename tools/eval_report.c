@@ -11,6 +11,7 @@
 #include "svg.h"
 
 #define MOST_HISTOGRAMS 120
+#define LEAST_COST      0.05
 #define PANEL_WIDTH     380
 #define PANEL_HEIGHT    280
 
@@ -36,7 +37,7 @@ static const char style[] =
     "text{font:11.5px system-ui,-apple-system,\"Segoe UI\",Roboto,sans-serif;"
     "fill:var(--soft)}text.title{fill:var(--ink);font-weight:600;font-size:13px}"
     "text.note{fill:var(--ink);font-size:10.5px}\n"
-    ".small text{font-size:13px}.small text.title{font-size:14px}\n"
+    ".small text{font-size:13px}.small text.title{font-size:13.5px}\n"
     ".grid{stroke:var(--line);stroke-width:1}.frame{stroke:var(--soft);stroke-width:1}\n"
     ".legend{display:flex;flex-wrap:wrap;gap:2px 18px;margin:6px 0 10px;padding:0;"
     "list-style:none;font-size:14px}.legend i{display:inline-block;width:11px;height:11px;"
@@ -111,6 +112,9 @@ static int read_rows(page *p)
         r->ev = number_of(p->doc, r->kept, "EV_mean");
         r->recovered = number_of(p->doc, r->kept, "recovered_mean");
         r->delta = number_of(p->doc, r->kept, "delta_loss");
+        double orig = number_of(p->doc, r->kept, "CE_orig");
+        if (!(number_of(p->doc, r->kept, "CE_mean") - orig >= LEAST_COST * orig))
+            r->recovered = NAN; /* next to nothing to recover: no plot of that */
     }
     return 0;
 }
@@ -508,8 +512,9 @@ static void plots(page *p)
 {
     fputs(
         "<h2>Sparsity and fidelity</h2>\n<p>A point is an SAE, the number its layer; a "
-        "line joins the SAEs of one layer. Where replacing rows by their mean hardly "
-        "changes the loss, recovered_mean says little: see the table.</p>\n",
+        "line joins the SAEs of one layer. recovered_mean is plotted "
+        "where replacing rows by their mean costs at least 5 % of the loss: of less "
+        "there is little to recover.</p>\n",
         p->f);
     legend(p, 1);
     fputs("<div class=\"plots\">\n", p->f);

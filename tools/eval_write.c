@@ -1,5 +1,23 @@
-/* Results as JSON (see eval.h). One line for each unit; every number under the name of its
- * formula, which "formulas" spells out. What cannot be had is null. */
+/* Results as JSON (see eval.h). Every number stands under the name of its formula, which
+ * "formulas" spells out; what cannot be had is null.
+ *     format     "qsae-eval-1"
+ *     settings   fingerprint of files and options, 16 hex digits
+ *     slice      [i, n], in the files of --only
+ *     model      weights, n_layers, d_model, file, saes (the file's name), seed
+ *     data       sources, sequences, tokens, dropped, context, by_class {class: tokens}
+ *     original   {all or class: {labels, CE}} of the model as it is
+ *     excluded   the rule for sinks, in words
+ *     skipped    joint splices that could not be made, and why; or null
+ *     formulas   {name: text}
+ *     units      a list, one line each:
+ *       kind       sae, transcoder, random, pca, joint
+ *       name, site_in, layer_in, site, layer (written), d_in, d_out, d_sae or rank,
+ *       activation, k, median_norm; of a joint splice name and members
+ *       groups     {kept, all, text, system, user, assistant, template: metrics}; a class
+ *                  that has no tokens is left out
+ *       features   n, dead, dead_with_sinks, high_density_*, histogram (saes only)
+ *       self_test_delta_loss (saes only)
+ *       ci95       {metric: [low, high]} */
 
 #define _POSIX_C_SOURCE 200809L
 

@@ -129,7 +129,8 @@ void plot_begin(plot *p, FILE *f, const char *title, const char *x_label,
     fprintf(f, "<svg viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"", p->width,
             p->height);
     svg_text(f, title, strlen(title));
-    fprintf(f, "\">\n<text class=\"title\" x=\"%d\" y=\"15\">", p->left);
+    fprintf(f, "\">\n<text class=\"title\" x=\"%d\" y=\"15\">",
+            y_label[0] ? p->left : 8);
     svg_text(f, title, strlen(title));
     fputs("</text>\n", f);
     ticks_x(p, whole_x);
