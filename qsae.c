@@ -8336,6 +8336,8 @@ static const qs_train_kernels *qs_train_kernels_of(qsae_isa isa)
  * =================================================================================================== */
 
 #define QS_PART ((size_t)64)
+#define QS_SLAB_ROWS ((size_t)32) /* of x or the error, 256 columns wide: in the L1 cache while a part's latents pass */
+#define QS_SLAB_COLUMNS ((size_t)256)
 #define QS_MAX_PREFIXES ((size_t)64)
 #define QS_MAX_ROWS ((size_t)1 << 20)
 #define QS_SCREEN_WIDEST ((size_t)1 << 16) /* 255 * 127 * this fits 31 bits */
@@ -8564,6 +8566,8 @@ static qsae_status qs_take_trainer_options(const qsae_trainer_options *in, qsae_
     return QSAE_OK;
 }
 
+static int qs_is_jump(const qsae_trainer *t) { return t->o.arch == QSAE_TRAIN_JUMPRELU; }
+
 /* Scratch of one thread, a layout per phase */
 typedef struct qs_encode_scratch {
     float *w, *z, *value; /* [block][in_ld] packed; [QS_LATENTS][QS_PANEL]; [block][rows_ld] */
@@ -8574,8 +8578,10 @@ typedef struct qs_encode_scratch {
 } qs_encode_scratch;
 
 typedef struct qs_backward_scratch {
-    float *gf, *a, *c, *grad; /* [rows_ld]; [in_ld + out_ld] */
+    float *gf, *a, *c, *grad; /* [rows_ld]; [QS_PART][in_ld + out_ld], but without a clip [in_ld + out_ld] */
     uint32_t *row;
+    float *gfs, *as, *cs;     /* a part that fires densely: [rows_ld][QS_PART]; [QS_PART][rows_ld] */
+    uint32_t *rows;
 } qs_backward_scratch;
 
 typedef struct qs_decode_scratch {
@@ -8606,8 +8612,13 @@ static size_t qs_lay_backward(const qsae_trainer *t, void *base, qs_backward_scr
     s->gf = qs_cut(&c, t->rows_ld, sizeof(float));
     s->a = qs_cut(&c, t->rows_ld, sizeof(float));
     s->c = qs_cut(&c, t->rows_ld, sizeof(float));
-    s->grad = qs_cut(&c, t->in_ld + t->out_ld, sizeof(float));
+    s->grad = qs_cut(&c, t->o.clip > 0.0f ? 0 : QS_PART * (t->in_ld + t->out_ld), sizeof(float));
     s->row = qs_cut(&c, t->rows_ld, sizeof(uint32_t));
+    size_t many = qs_is_jump(t) ? QS_PART * t->rows_ld : 0;
+    s->gfs = qs_cut(&c, many, sizeof(float));
+    s->as = qs_cut(&c, many, sizeof(float));
+    s->cs = qs_cut(&c, many, sizeof(float));
+    s->rows = qs_cut(&c, many, sizeof(uint32_t));
     return c.overflow ? SIZE_MAX : c.used;
 }
 
@@ -8847,7 +8858,6 @@ static void qs_tick(qsae_trainer *t, int part)
     t->since = now;
 }
 
-static int qs_is_jump(const qsae_trainer *t) { return t->o.arch == QSAE_TRAIN_JUMPRELU; }
 static int qs_rescales(const qsae_trainer *t) { return !qs_is_jump(t) && !t->o.no_rescale; }
 
 /* 16-wide rows r[0..count) to [n][wide] in chain order; what is missing is zero */
@@ -9710,46 +9720,101 @@ static void qs_project(const qsae_trainer *t, size_t i, float *g)
     t->kernels->axpy[QSAE_TYPE_F32](-(dot / n) / n, d, t->out_ld, g);
 }
 
-/* The gradient of latent i into grad [in_ld + out_ld]; 0 if it has none, and grad is not written then */
-static int qs_backward_latent(qsae_trainer *t, size_t i, const qs_backward_scratch *s, float *grad)
+static int qs_is_dead(const qsae_trainer *t, size_t i) { return t->fired[i] > t->o.dead_steps; }
+
+static int qs_has_gradient(const qsae_trainer *t, size_t i)
+{
+    if (t->list[i].n) return 1;
+    if (qs_is_jump(t)) return qs_is_dead(t, i) && t->o.pre_act_coefficient > 0.0f;
+    return t->with_aux && qs_is_dead(t, i) && t->aux_list[i].n;
+}
+
+/* The errors that latent i's value answers for */
+static const float *qs_errors_of(const qsae_trainer *t, size_t i)
+{
+    size_t group = 0;
+    while (t->prefix[group] <= i) group++;
+    return t->e + group * t->rows_ld * t->out_ld;
+}
+
+/* The gradient of latent i over its lists into grad [in_ld + out_ld], which is zero */
+static qs_grads qs_backward_lists(qsae_trainer *t, size_t i, const qs_backward_scratch *s, float *grad)
 {
     const qs_list *l = &t->list[i];
-    const int dead = t->fired[i] > t->o.dead_steps, aux = t->with_aux && dead && t->aux_list[i].n;
-    const int pre_act = qs_is_jump(t) && dead && t->o.pre_act_coefficient > 0.0f;
+    const float *errors = qs_errors_of(t, i);
     float *enc = grad, *dec = grad + t->in_ld;
     qs_grads g = {0, 0, 0, 0.0f, 0};
-    size_t group = 0;
-    t->hit[i] = 0;
-    t->square[i] = 0;
-    t->penalty[i] = 0;
-    if (!l->n && !aux && !pre_act) return 0;
-    memset(grad, 0, (t->in_ld + t->out_ld) * sizeof *grad);
-    while (t->prefix[group] <= i) group++;
-    const float *errors = t->e + group * t->rows_ld * t->out_ld;
     if (qs_is_jump(t)) {
         t->train->pair_dots(t->p[QSAE_PART_DEC] + i * t->out_ld, t->out_ld, errors, t->out_ld, t->row + l->at, l->n,
                             s->gf);
         size_t n = qs_jump_pairs(t, i, l, s, &g);
         t->train->gather(s->a, s->row, n, errors, t->out_ld, t->out_ld, dec);
         t->train->gather(s->c, s->row, n, t->x, t->in_ld, t->in_ld, enc);
-        if (pre_act) qs_pre_act(t, i, s, enc, &g);
-        if (g.along > 0.0f && t->norm[i] > 0.0f)
-            t->kernels->axpy[QSAE_TYPE_F32](g.along / t->norm[i], t->p[QSAE_PART_DEC] + i * t->out_ld, t->out_ld, dec);
     } else {
         g.fires = l->n > 0;
         if (l->n) qs_plain_pairs(t, i, l, errors, s, enc, dec, &g);
-        if (aux) qs_plain_pairs(t, i, &t->aux_list[i], t->aux_e, s, enc, dec, &g);
+        if (t->with_aux && qs_is_dead(t, i)) qs_plain_pairs(t, i, &t->aux_list[i], t->aux_e, s, enc, dec, &g);
     }
+    return g;
+}
+
+/* What comes after the lists: the terms of |d_i|, the projection, the norm */
+static void qs_backward_end(qsae_trainer *t, size_t i, const qs_backward_scratch *s, float *grad, qs_grads g)
+{
+    float *enc = grad, *dec = grad + t->in_ld, e2, d2;
+    if (qs_is_jump(t) && qs_is_dead(t, i) && t->o.pre_act_coefficient > 0.0f) qs_pre_act(t, i, s, enc, &g);
+    if (g.along > 0.0f && t->norm[i] > 0.0f)
+        t->kernels->axpy[QSAE_TYPE_F32](g.along / t->norm[i], t->p[QSAE_PART_DEC] + i * t->out_ld, t->out_ld, dec);
     if (t->o.unit_decoder) qs_project(t, i, dec);
     t->hit[i] = (uint8_t)g.fires;
     t->g_bias[i] = (float)g.bias;
     t->g_theta[i] = (float)g.theta;
     t->penalty[i] = g.penalty;
-    float e2, d2;
     t->kernels->dots[QSAE_TYPE_F32](enc, t->in_ld * sizeof(float), 1, t->in_ld, enc, t->in_ld, 1, &e2, 1);
     t->kernels->dots[QSAE_TYPE_F32](dec, t->out_ld * sizeof(float), 1, t->out_ld, dec, t->out_ld, 1, &d2, 1);
     t->square[i] = (double)e2 + (double)d2 + g.bias * g.bias + g.theta * g.theta;
-    return 1;
+}
+
+/* y_r += sum_p a_r[p] x[row_r[p]] for latents r, as gather, but a slab of x that fits the L1 cache serves all latents
+ * before the next: the same chains */
+static void qs_gather_slabs(const qsae_trainer *t, size_t count, const size_t *n, const float *a, const uint32_t *row,
+                            const float *x, size_t ld, float *y, size_t wide)
+{
+    for (size_t j = 0; j < ld; j += QS_SLAB_COLUMNS) {
+        size_t done[QS_PART] = {0}, columns = qs_min(QS_SLAB_COLUMNS, ld - j);
+        for (size_t b = QS_SLAB_ROWS; b < t->n + QS_SLAB_ROWS; b += QS_SLAB_ROWS)
+            for (size_t r = 0; r < count; r++) {
+                const uint32_t *rows = row + r * t->rows_ld;
+                size_t from = done[r], to = from;
+                while (to < n[r] && rows[to] < b) to++;
+                if (to > from)
+                    t->train->gather(a + r * t->rows_ld + from, rows + from, to - from, x + j, ld, columns,
+                                     y + r * wide + j);
+                done[r] = to;
+            }
+    }
+}
+
+/* JumpReLU latents i0.. whose lists are long: as qs_backward_lists of each, into grad [count][in_ld + out_ld] */
+static void qs_backward_dense(qsae_trainer *t, size_t i0, size_t count, const qs_backward_scratch *s, float *grad,
+                              qs_grads *g)
+{
+    const qs_grads none = {0, 0, 0, 0.0f, 0};
+    size_t n[QS_PART], wide = t->in_ld + t->out_ld;
+    t->kernels->dots[QSAE_TYPE_F32](t->p[QSAE_PART_DEC] + i0 * t->out_ld, t->out_ld * sizeof(float), count, t->out_ld,
+                                    t->e, t->out_ld, t->n, s->gfs, QS_PART);
+    for (size_t r = 0; r < count; r++) {
+        const qs_list *l = &t->list[i0 + r];
+        qs_backward_scratch own = *s;
+        own.a = s->as + r * t->rows_ld;
+        own.c = s->cs + r * t->rows_ld;
+        own.row = s->rows + r * t->rows_ld;
+        for (size_t j = 0; j < l->n; j++) s->gf[j] = s->gfs[t->row[l->at + j] * QS_PART + r];
+        g[r] = none;
+        n[r] = qs_jump_pairs(t, i0 + r, l, &own, &g[r]);
+    }
+    qs_gather_slabs(t, count, n, s->as, s->rows, t->e, t->out_ld, grad + t->in_ld, wide);
+    qs_gather_slabs(t, count, n, s->cs, s->rows, t->x, t->in_ld, grad, wide);
 }
 
 /* ---- update ---- */
@@ -9782,24 +9847,44 @@ typedef struct qs_backward_run {
     size_t first, end;
 } qs_backward_run;
 
+/* Latents i0..i0 + count - 1, of one part */
+static void qs_backward_part(qsae_trainer *t, size_t i0, size_t count, const qs_backward_scratch *s)
+{
+    const size_t wide = t->in_ld + t->out_ld;
+    float *grad = t->grad ? t->grad + i0 * wide : s->grad, *sum = t->parts + i0 / QS_PART * t->out_ld;
+    size_t pairs = 0, dense;
+    qs_grads g[QS_PART];
+    for (size_t r = 0; r < count; r++) pairs += t->list[i0 + r].n;
+    dense = qs_is_jump(t) && pairs > count * t->n / 8;
+    if (dense) {
+        memset(grad, 0, count * wide * sizeof *grad);
+        qs_backward_dense(t, i0, count, s, grad, g);
+    }
+    for (size_t i = i0; i < i0 + count; i++, grad += wide) {
+        t->touched[i] = (uint8_t)(dense || qs_has_gradient(t, i));
+        t->hit[i] = 0;
+        t->square[i] = t->penalty[i] = 0;
+        if (t->touched[i]) {
+            if (!dense) {
+                memset(grad, 0, wide * sizeof *grad);
+                g[i - i0] = qs_backward_lists(t, i, s, grad);
+            }
+            qs_backward_end(t, i, s, grad, g[i - i0]);
+            if (!t->o.no_b_dec_input)
+                t->kernels->axpy[QSAE_TYPE_F32](-t->g_bias[i], t->p[QSAE_PART_ENC] + i * t->in_ld, t->in_ld, sum);
+        }
+        if (!t->grad) qs_update_latent(t, i, t->touched[i] ? grad : NULL);
+    }
+}
+
 static void qs_backward_task(void *arg, size_t lo, size_t hi, size_t thread)
 {
     const qs_backward_run *run = arg;
-    qsae_trainer *t = run->t;
     qs_backward_scratch s;
-    const size_t wide = t->in_ld + t->out_ld;
-    qs_lay_backward(t, t->scratch + thread * t->scratch_size, &s);
+    qs_lay_backward(run->t, run->t->scratch + thread * run->t->scratch_size, &s);
     for (size_t part = run->first / QS_PART + lo; part < run->first / QS_PART + hi; part++) {
         size_t i = part * QS_PART > run->first ? part * QS_PART : run->first;
-        float *sum = t->parts + part * t->out_ld;
-        for (; i < qs_min((part + 1) * QS_PART, run->end); i++) {
-            float *grad = t->grad ? t->grad + i * wide : s.grad;
-            int some = qs_backward_latent(t, i, &s, grad);
-            t->touched[i] = (uint8_t)some;
-            if (some && !t->o.no_b_dec_input)
-                t->kernels->axpy[QSAE_TYPE_F32](-t->g_bias[i], t->p[QSAE_PART_ENC] + i * t->in_ld, t->in_ld, sum);
-            if (!t->grad) qs_update_latent(t, i, some ? grad : NULL);
-        }
+        qs_backward_part(run->t, i, qs_min((part + 1) * QS_PART, run->end) - i, &s);
     }
 }
 
@@ -9890,8 +9975,10 @@ static void qs_forward_jump(qsae_trainer *t)
         size_t first = round ? qs_round_end(t, round - 1) : 0, end = qs_round_end(t, round);
         t->used = 0;
         int fits = qs_encode_range(t, NULL, first, end, t->list);
-        if (!fits) {
-            t->rounds = qs_min(2 * t->rounds, blocks);
+        if (!fits) { /* `used` has counted all pairs of this range */
+            double all = 1.1 * (double)t->used * (double)t->rounds / (double)t->cap;
+            t->rounds = all > 2 * (double)t->rounds ? (size_t)all : 2 * t->rounds;
+            t->rounds = qs_min(t->rounds, blocks);
             round = pairs = 0;
             continue;
         }
