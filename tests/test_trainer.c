@@ -526,6 +526,56 @@ static void test_same_bits(void)
           !qsae_isa_available(QSAE_ISA_AVX512_VNNI)); /* the screen was at work */
 }
 
+/* Pairs for which the screen's bound is nearly reached: what coding takes from the encoder (or from the rows) lies along
+ * the other. They fire by a hair, so a bound that is too small by a few percent loses them. */
+static void test_screen_bound(void)
+{
+    enum { W = 64, LATENTS = 512, ROWS = 96 };
+    static float enc[LATENTS * W], rows[ROWS * W], bias[LATENTS], theta[LATENTS];
+    for (int of_rows = 0; of_rows < 2; of_rows++) {
+        qsae_train_stats s;
+        qsae_error e = {0};
+        start(QSAE_TRAIN_JUMPRELU);
+        options.d_in = W;
+        options.d_sae = LATENTS;
+        options.max_rows = ROWS;
+        options.bandwidth = 1e-6f;
+        options.n_threads = 1;
+        qsae_trainer *t = make(&options);
+        for (size_t i = 0; i < LATENTS; i++) {
+            double z = 0, step = (double)(i / 32 + 3) + 0.49;
+            for (size_t j = 0; j < W; j++) {
+                float sign = j % 3 ? 1.0f : -1.0f, odd = j ? (float)(step / 127) : 1.0f,
+                      even = 1.0f;
+                enc[i * W + j] = sign * (of_rows ? even : odd);
+                z += (double)(odd * even);
+            }
+            bias[i] = i % 32 == 9 ? 0.0f : -100.0f; /* of 32 latents one */
+            theta[i] = (float)(z * (1 - 1e-5));
+        }
+        for (size_t b = 0; b < ROWS; b++) /* each row is of the kind of one of them */
+            for (size_t j = 0; j < W; j++) {
+                double step = (double)(b % 16 + 3) + 0.49;
+                float sign = j % 3 ? 1.0f : -1.0f;
+                rows[b * W + j] = sign * (of_rows && j ? (float)(step / 127) : 1.0f);
+            }
+        CHECK(qsae_trainer_set(t, QSAE_PART_ENC, 0, LATENTS, enc, NULL) == QSAE_OK);
+        CHECK(qsae_trainer_set(t, QSAE_PART_B_ENC, 0, LATENTS, bias, NULL) == QSAE_OK);
+        CHECK(qsae_trainer_set(t, QSAE_PART_THETA, 0, LATENTS, theta, NULL) == QSAE_OK);
+        CHECK(qsae_trainer_step(t, rows, NULL, ROWS, &s, &e) == QSAE_OK);
+        if (qsae_isa_available(QSAE_ISA_AVX512_VNNI))
+            CHECK(s.screened < 0.08);
+        double fired =
+            0; /* a row coarser than a latent's threshold asks for does not fire it */
+        for (int b = 0; b < ROWS; b++)
+            fired += of_rows ? b % 16 + 1 : 16;
+        if (!CHECK(s.l0 * ROWS == fired))
+            fprintf(stderr, "    of %d: %g pairs fire, wanted %g\n", of_rows,
+                    s.l0 * ROWS, fired);
+        qsae_trainer_destroy(t);
+    }
+}
+
 /* A JumpReLU that fires nearly everywhere needs several rounds when the arena is small: the same bits as with a large
  * one, which more rows than are ever given make. */
 static void test_rounds(void)
@@ -990,6 +1040,7 @@ int main(void)
 {
     test_gradients();
     test_same_bits();
+    test_screen_bound();
     test_rounds();
     test_resume();
     test_bad_states();
