@@ -4,7 +4,7 @@
 Rows of `training.Dictionary` (3 times overcomplete, power-law frequencies). SAELens's SAETrainer and qsae_trainer, each with its own initial weights,
 train the same rule on the same batches, to the same L0; several seeds (of dictionary, rows and weights). Printed: a table in Markdown of L0 and EV over the
 last 50 batches (no row comes twice), the mean over atoms of the largest cosine with a decoder row, and the share of atoms above 0.9.
-The check: over the seeds, ours no worse than theirs by more than the spread of theirs, at an L0 within 2 %.
+The check: over the seeds, ours no worse than theirs by more than the spread of theirs, at an L0 within 2 % (5 % for JumpReLU, whose L0 is not given).
 """
 import time
 
@@ -16,11 +16,11 @@ from training import Dictionary, Trainer, saelens_trainer, sae_of
 RULES = ["JumpReLU", "TopK", "BatchTopK", "Matryoshka"]
 
 
-def rule(name, m, k):
+def rule(name, m, k, coefficient):
     """The architecture, our options, SAELens's."""
-    if name == "JumpReLU":  # the quadratic rule has a target, so both arrive at one L0
-        return "JUMPRELU", dict(sparsity="QUADRATIC", l0_coefficient=1.0, l0_target=k, l0_warmup=500, threshold_init=0.1), \
-            dict(jumprelu_sparsity_loss_mode="quadratic", l0_coefficient=1.0, target_l0=float(k), l0_warm_up_steps=500, jumprelu_init_threshold=0.1)
+    if name == "JumpReLU":  # the quadratic rule has a target, so both come near one L0; the larger the coefficient, the nearer
+        return "JUMPRELU", dict(sparsity="QUADRATIC", l0_coefficient=coefficient, l0_target=k, l0_warmup=500, threshold_init=0.1), \
+            dict(jumprelu_sparsity_loss_mode="quadratic", l0_coefficient=coefficient, target_l0=float(k), l0_warm_up_steps=500, jumprelu_init_threshold=0.1)
     if name == "Matryoshka":
         ends = [m // 8, m // 2, m]
         return "MATRYOSHKA", dict(k=k, aux_coefficient=1.0, prefixes=ends), dict(k=float(k), matryoshka_widths=list(ends))
@@ -30,7 +30,8 @@ def rule(name, m, k):
 def main():
     args = tool.options(("--seeds", dict(type=int, default=3)), ("--steps", dict(type=int, default=1500)), ("--batch", dict(type=int, default=512)),
                         ("--size", dict(type=int, nargs=2, default=(64, 256), metavar=("D_IN", "D_SAE"))), ("--l0", dict(type=int, default=4)),
-                        ("--lr", dict(type=float, default=3e-3)), ("--threads", dict(type=int, default=2)), ("--rules", dict(default=",".join(RULES))))
+                        ("--lr", dict(type=float, default=3e-3)), ("--l0-coefficient", dict(type=float, default=3.0, help="of JumpReLU")),
+                        ("--threads", dict(type=int, default=2)), ("--rules", dict(default=",".join(RULES))))
     checks = tool.Checks()
     torch.set_num_threads(args.threads)
     (d, m), k = args.size, args.l0
@@ -40,7 +41,7 @@ def main():
         found = {"theirs": [], "ours": []}
         for seed in range(args.seeds):
             data = Dictionary(d, active=k, seed=100 + seed)
-            arch, own, other = rule(name, m, k)
+            arch, own, other = rule(name, m, k, args.l0_coefficient)
             torch.manual_seed(seed)
             sae = sae_of(arch, d, m, **other)
             theirs = saelens_trainer(sae, args.batch, args.steps, args.lr, 200, args.steps // 5)
@@ -70,7 +71,7 @@ def main():
         a, b = np.array(found["ours"]), np.array(found["theirs"])
         apart, spread = (a - b).mean(0), np.maximum(b.std(0), [0, 0, 0.005, 0.01])
         print(f"| **{name}, qsae - SAELens** | mean | {apart[0]:+.2f} | {apart[1]:+.4f} | {apart[2]:+.4f} | {100 * apart[3]:+.1f} points | |", flush=True)
-        checks.add(abs(a[:, 0].mean() / b[:, 0].mean() - 1) < 0.02, f"{name}: L0 {a[:, 0].mean():.3f} beside {b[:, 0].mean():.3f}")
+        checks.add(abs(a[:, 0].mean() / b[:, 0].mean() - 1) < (0.05 if name == "JumpReLU" else 0.02), f"{name}: L0 {a[:, 0].mean():.3f} beside {b[:, 0].mean():.3f}")
         for i, what in ((2, "mean max cosine"), (3, "share above 0.9")):
             checks.add(apart[i] >= -spread[i], f"{name}: {what} {a[:, i].mean():.4f}, SAELens {b[:, i].mean():.4f}")
     print()

@@ -4,10 +4,10 @@ batches, in one process.
 
     tests/reference/train_speed.py [--sizes S,M,L] [--rules ...] [--states start,trained] [--rounds N] [--warm N] [--threads N]
 
-S is 128 x 2048 with 1024 rows, M 1024 x 16384 with 2048, L 2048 x 32768 with 4096 (6 GB). A round is one step of
+S is 128 x 2048 with 1024 rows, M 1024 x 16384 with 2048, L 2048 x 32768 with 4096 (11 GB). A round is one step of
 SAELens, one of ours with every pair computed (dense) and one of ours screened, on the same batch; the ratios are taken within a round and their medians
 printed: wall time, and processor time of the whole process, which neighbours disturb less. Before a round a float32 product by torch tells what the machine
-gives just then (a quiet one gives the same number in every round).
+gives just then (a quiet one gives the same number in every round). On a busy machine OMP_WAIT_POLICY=passive keeps waiting threads from spinning.
 
 states: `start` is the first steps from SAELens's own initial weights (JumpReLU: theta 0.01, nearly half of all pairs fire). `trained` comes after --warm
 steps of BatchTopK with L0 64 by our trainer, loaded into both; JumpReLU's thresholds are then the cut-off that gives L0 64, and lr is small enough to stay there.
