@@ -9015,7 +9015,10 @@ QS_AVX2_INLINE __m256 qs_vmul_avx2(__m256 a, __m256 b) { return _mm256_mul_ps(a,
 QS_AVX2_INLINE __m256 qs_vdiv_avx2(__m256 a, __m256 b) { return _mm256_div_ps(a, b); }
 QS_AVX2_INLINE __m256 qs_vmax_avx2(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }
 QS_AVX2_INLINE __m256 qs_vsqrt_avx2(__m256 a) { return _mm256_sqrt_ps(a); }
-QS_AVX2_INLINE unsigned qs_vpast_avx2(__m256 a, __m256 b) { return (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NLE_UQ)); }
+QS_AVX2_INLINE unsigned qs_vpast_avx2(__m256 a, __m256 b)
+{
+    return (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NLE_UQ));
+}
 QS_AVX2_INLINE float qs_vtree_avx2(__m256 *c) { return qs_tree_avx2(c[0], c[1]); }
 
 QS_TRAIN_SET(avx2, QS_AVX2, __m256, 8, 4, 3, 4, 8);
@@ -9235,7 +9238,8 @@ struct qsae_trainer {
     uint32_t *row;                /* the arena, [cap] */
     float *value;
     size_t cap, used;
-    qs_pair *work;                /* [cap] TopK: the arena by rows */
+    qs_pair *work;                /* [work_cap] TopK: the arena by rows, where e will be */
+    size_t work_cap;
     float *keys;                  /* [d_sae][QS_PANEL] TopK kinds, before the encode: in the arena */
     float *grad;                  /* [d_sae, in_ld + out_ld] with a clip, else NULL */
     float *g_bias, *g_theta;      /* [d_sae] */
@@ -9489,14 +9493,20 @@ static size_t qs_lay_thread(const qsae_trainer *t)
     return sizes[0];
 }
 
+/* Pairs among which the TopK kinds select, at least: twice what they keep and more, or all */
+static double qs_candidates(const qsae_trainer *t)
+{
+    double some = (double)t->o.max_rows * (2 * t->o.k + 64), all = (double)t->o.max_rows * (double)t->o.d_sae;
+    return some < all ? some : all;
+}
+
 /* Pairs that the arena holds at least: a block per thread, or what a TopK selection may have to look at */
 static size_t qs_least_pairs(const qsae_trainer *t)
 {
     const qsae_trainer_options *o = &t->o;
     double rows = (double)o->max_rows, pairs = (double)o->n_threads * (double)t->block * (double)t->rows_ld;
     if (o->arch != QSAE_TRAIN_JUMPRELU) {
-        double some = rows * (2 * o->k + 64), all = rows * (double)o->d_sae, keys = QS_PANEL * (double)o->d_sae;
-        some = some < all ? some : all;
+        double some = qs_candidates(t), keys = QS_PANEL * (double)o->d_sae;
         pairs = keys > pairs ? keys : pairs;
         if (o->aux_coefficient > 0.0f)
             some += rows * (double)qs_min(o->d_in / 2 ? o->d_in / 2 : 1, o->d_sae);
@@ -9539,7 +9549,12 @@ static void qs_lay_batch(qs_carve *c, qsae_trainer *t)
     t->x_rest = qs_cut(c, t->screens ? t->rows_ld : 0, sizeof(float));
     t->x_norm = qs_cut(c, t->screens ? t->rows_ld : 0, sizeof(float));
     if (!qs_mul(t->rows_ld, t->n_prefixes, &rows)) c->overflow = 1;
-    t->e = qs_cut(c, rows, t->out_ld * sizeof(float));
+    size_t floats = rows * t->out_ld;
+    if (t->o.arch == QSAE_TRAIN_TOPK && (double)floats < 2 * qs_candidates(t))
+        floats = 2 * ((size_t)qs_candidates(t) + 1);
+    t->e = qs_cut(c, floats, sizeof(float));
+    t->work = (qs_pair *)(void *)t->e;
+    t->work_cap = floats / 2;
     t->length = qs_cut(c, t->rows_ld, sizeof(float));
     t->cut = qs_cut(c, t->rows_ld, sizeof(float));
     t->lambda = qs_cut(c, t->rows_ld, sizeof(float));
@@ -9552,7 +9567,7 @@ static void qs_lay_batch(qs_carve *c, qsae_trainer *t)
 static size_t qs_lay_trainer(char *base, qsae_trainer *t)
 {
     const size_t m = t->o.d_sae;
-    size_t pair = t->o.arch == QSAE_TRAIN_TOPK ? 16 : 8, least = qs_least_pairs(t), threads = 0;
+    size_t least = qs_least_pairs(t), threads = 0;
     size_t lds[5] = {t->in_ld, t->out_ld, 1, 1, t->out_ld}, rows[5] = {m, m, m, m, 1};
     qs_carve c = {base, 0, 0};
     rows[QSAE_PART_THETA] = t->o.arch == QSAE_TRAIN_JUMPRELU ? m : 0;
@@ -9569,12 +9584,11 @@ static size_t qs_lay_trainer(char *base, qsae_trainer *t)
     if (!qs_mul(t->scratch_size, (size_t)t->o.n_threads, &threads) || t->scratch_size == SIZE_MAX) c.overflow = 1;
     t->scratch = qs_cut(&c, threads, 1);
     double left = 17.9 * (double)m * (double)(t->o.d_in + t->o.d_out) - (double)c.used;
-    double all = (double)t->rows_ld * (double)m + 16.0, fit = left / (double)pair < all ? left / (double)pair : all;
+    double all = (double)t->rows_ld * (double)m + 16.0, fit = left / 8 < all ? left / 8 : all;
     t->cap = fit > (double)least ? (size_t)fit : least;
     t->row = qs_cut(&c, t->cap, sizeof(uint32_t));
     t->keys = (float *)(void *)t->row;
     t->value = qs_cut(&c, t->cap, sizeof(float));
-    t->work = qs_cut(&c, pair == 16 ? t->cap : 0, sizeof(qs_pair));
     return c.overflow ? 0 : c.used;
 }
 
@@ -10226,7 +10240,7 @@ static qsae_status qs_select_rows(qsae_trainer *t, qsae_error *err)
     for (int tries = 0; poor; tries++) {
         poor = 0;
         t->used = 0;
-        if (!qs_encode_range(t, NULL, 0, t->o.d_sae, t->list)) {
+        if (!qs_encode_range(t, NULL, 0, t->o.d_sae, t->list) || t->used > t->work_cap) {
             if (tries > 60) return qs_crowded(t, err);
             for (size_t b = 0; b < t->n; b++)
                 t->cut[b] = t->cut[b] > 0.0f ? 1.25f * t->cut[b] : 1e-6f * t->length[b];

@@ -893,8 +893,9 @@ QSAE_API void qsae_trainer_destroy(qsae_trainer *trainer); /* NULL is a no-op */
 /* One step on n rows.
  *   x  [n, d_in]      y  [n, d_out], or NULL: x (d_in = d_out)
  *   stats  may be NULL
- * Returns OK; ARG; LIMIT if n > max_rows; NUM if a row, or the loss, or (with clip) the gradient is not finite: the trainer
- * is unchanged then. Allocates: nothing. */
+ * Returns OK; ARG; LIMIT if n > max_rows, or if more pairs tie for the largest than there is room for; NUM if a row, the
+ * loss or the gradient is not finite; STATE. The trainer is unchanged then, but for one case: with clip 0 a gradient that
+ * is not finite is seen too late, and the trainer can only be loaded or destroyed after that. Allocates: nothing. */
 QSAE_API qsae_status qsae_trainer_step(qsae_trainer *trainer, const float *x, const float *y, size_t n,
                                        qsae_train_stats *stats, qsae_error *err);
 
