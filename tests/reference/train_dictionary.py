@@ -11,7 +11,7 @@ import time
 import numpy as np, torch
 
 import tool
-from training import Dictionary, Trainer, saelens_trainer, sae_of
+from training import Dictionary, Trainer, feature_major, saelens_trainer, sae_of
 
 RULES = ["JumpReLU", "TopK", "BatchTopK", "Matryoshka"]
 
@@ -31,7 +31,7 @@ def main():
     args = tool.options(("--seeds", dict(type=int, default=3)), ("--steps", dict(type=int, default=1500)), ("--batch", dict(type=int, default=512)),
                         ("--size", dict(type=int, nargs=2, default=(64, 256), metavar=("D_IN", "D_SAE"))), ("--l0", dict(type=int, default=4)),
                         ("--lr", dict(type=float, default=3e-3)), ("--l0-coefficient", dict(type=float, default=3.0, help="of JumpReLU")),
-                        ("--threads", dict(type=int, default=2)), ("--rules", dict(default=",".join(RULES))))
+                        ("--threads", dict(type=int, default=2)), ("--same-init", dict(action="store_true", help="SAELens's initial weights for both")), ("--rules", dict(default=",".join(RULES))))
     checks = tool.Checks()
     torch.set_num_threads(args.threads)
     (d, m), k = args.size, args.l0
@@ -47,6 +47,8 @@ def main():
             theirs = saelens_trainer(sae, args.batch, args.steps, args.lr, 200, args.steps // 5)
             ours = Trainer(arch=arch, d_in=d, d_sae=m, max_rows=args.batch, lr=args.lr, clip=1.0, steps=args.steps, lr_warmup=200, lr_decay=args.steps // 5,
                            seed=seed, n_threads=args.threads, **own)
+            if args.same_init:
+                ours.set_weights(feature_major(sae))
             spent = {"theirs": 0.0, "ours": 0.0}
             last = {"theirs": [], "ours": []}
             for step in range(args.steps):
