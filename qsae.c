@@ -6691,6 +6691,7 @@ struct qsae_ctx {
     size_t block; /* bytes of the one allocation, which starts with this struct */
     size_t written; /* of it, by qsae_ctx_create: all but the KV cache */
     int32_t n_ctx, n_batch;
+    int32_t n_layers; /* that are run */
     int n_threads;
     size_t ctx16; /* n_ctx up to 16 */
     int32_t pos;
@@ -6757,7 +6758,7 @@ static size_t qs_lay_ctx(const qsae_model *m, char *base, qsae_ctx *c)
 {
     const qsae_model_info *i = &m->info;
     qs_carve v = {base, 0, 0};
-    size_t heads = (size_t)i->n_layers * (size_t)i->n_kv_heads, hd = (size_t)i->head_dim, cells;
+    size_t heads = (size_t)c->n_layers * (size_t)i->n_kv_heads, hd = (size_t)i->head_dim, cells;
     qs_cut(&v, 1, sizeof *c);
     c->ctx16 = qs_up16((size_t)c->n_ctx);
     c->tokens = qs_cut(&v, (size_t)c->n_ctx, sizeof *c->tokens);
@@ -6786,6 +6787,9 @@ static qsae_status qs_ctx_take_options(const qsae_model *m, const qsae_ctx_optio
     c->n_ctx = o->n_ctx ? o->n_ctx : (int32_t)qs_min((size_t)m->info.max_positions, 4096);
     c->n_batch = o->n_batch ? o->n_batch : 64;
     c->n_threads = o->n_threads ? o->n_threads : 1;
+    c->n_layers = o->n_layers ? o->n_layers : m->info.n_layers;
+    if (c->n_layers < 1 || c->n_layers > m->info.n_layers)
+        return qs_fail(err, QSAE_E_ARG, 0, "n_layers is %d, the model has %d", c->n_layers, m->info.n_layers);
     c->kv_type = o->kv_type;
     c->kv_size = o->kv_type == QSAE_KV_F32 ? 4 : 2;
     if (!qsae_kv_name(o->kv_type))
@@ -6842,6 +6846,9 @@ void qsae_ctx_destroy(qsae_ctx *ctx)
     qs_release(&a, ctx, ctx->block);
 }
 
+/* Whether the pass goes on to the logits */
+static int qs_has_head(const qsae_ctx *c) { return c->n_layers == c->model->info.n_layers; }
+
 static qsae_status qs_check_idle(const qsae_ctx *c, qsae_error *err)
 {
     if (!c) return qs_fail(err, QSAE_E_ARG, 0, "ctx is NULL");
@@ -6861,9 +6868,12 @@ qsae_status qsae_ctx_copy(qsae_ctx *dst, const qsae_ctx *src, qsae_error *err)
     if (dst->kv_type != src->kv_type)
         return qs_fail(err, QSAE_E_MISMATCH, 0, "the source's KV cache is %s, the target's %s",
                        qsae_kv_name(src->kv_type), qsae_kv_name(dst->kv_type));
+    if (dst->n_layers != src->n_layers)
+        return qs_fail(err, QSAE_E_MISMATCH, 0, "the source runs %d layers, the target %d", src->n_layers,
+                       dst->n_layers);
     const qsae_model_info *i = &src->model->info;
     size_t pos = (size_t)src->pos, hd = (size_t)i->head_dim, vb = qs_up16(hd) / 16;
-    size_t heads = (size_t)i->n_layers * (size_t)i->n_kv_heads, to = dst->ctx16 * dst->kv_size,
+    size_t heads = (size_t)src->n_layers * (size_t)i->n_kv_heads, to = dst->ctx16 * dst->kv_size,
            from = src->ctx16 * src->kv_size;
     for (size_t h = 0; h < heads; h++) {
         memcpy(dst->keys + h * hd * to, src->keys + h * hd * from, qs_up16(pos) * hd * src->kv_size);
@@ -6933,15 +6943,23 @@ static void qs_mark_sites(qsae_ctx *c)
     qs_mark_edits(c);
 }
 
-static qsae_status qs_check_place(const qsae_model *m, const char *what, size_t i, qsae_site site,
+/* That a layer exists, and is run */
+static qsae_status qs_check_layer(const qsae_ctx *c, const char *what, size_t i, int32_t layer, qsae_error *err)
+{
+    int32_t n = c->model->info.n_layers;
+    if (layer < 0 || layer >= n)
+        return qs_fail(err, QSAE_E_ARG, 0, "%s %zu: layer %d, the model has %d", what, i, layer, n);
+    if (layer >= c->n_layers)
+        return qs_fail(err, QSAE_E_ARG, 0, "%s %zu: layer %d, the context runs %d", what, i, layer, c->n_layers);
+    return QSAE_OK;
+}
+
+static qsae_status qs_check_place(const qsae_ctx *c, const char *what, size_t i, qsae_site site,
                                   int32_t layer, qsae_error *err)
 {
     if ((unsigned)site >= QSAE_SITE_COUNT)
         return qs_fail(err, QSAE_E_ARG, 0, "%s %zu: %d is not a site", what, i, (int)site);
-    if (layer < 0 || layer >= m->info.n_layers)
-        return qs_fail(err, QSAE_E_ARG, 0, "%s %zu: layer %d, the model has %d", what, i, layer,
-                       m->info.n_layers);
-    return QSAE_OK;
+    return qs_check_layer(c, what, i, layer, err);
 }
 
 qsae_status qsae_set_captures(qsae_ctx *ctx, const qsae_capture *list, size_t n, qsae_error *err)
@@ -6955,9 +6973,12 @@ qsae_status qsae_set_captures(qsae_ctx *ctx, const qsae_capture *list, size_t n,
             if (list[i].layer)
                 return qs_fail(err, QSAE_E_ARG, 0, "capture %zu: logits have layer 0, not %d", i,
                                list[i].layer);
+            if (!qs_has_head(ctx))
+                return qs_fail(err, QSAE_E_ARG, 0, "capture %zu: no logits, the context runs %d of %d layers", i,
+                               ctx->n_layers, ctx->model->info.n_layers);
             continue;
         }
-        st = qs_check_place(ctx->model, "capture", i, list[i].site, list[i].layer, err);
+        st = qs_check_place(ctx, "capture", i, list[i].site, list[i].layer, err);
         if (st) return st;
     }
     qs_captures *c = NULL;
@@ -7077,13 +7098,16 @@ qsae_edit qsae_edit_feature(const qsae_sae *sae, uint32_t feature, qsae_edit_kin
 
 /* ---- validation ---- */
 
-static qsae_status qs_check_edit_sae(const qsae_model *m, size_t i, const qsae_sae *s, uint32_t feature,
+static qsae_status qs_check_edit_sae(const qsae_ctx *c, size_t i, const qsae_sae *s, uint32_t feature,
                                      qsae_error *err)
 {
     const qsae_sae_info *f = &s->info;
+    const qsae_model *m = c->model;
     if (f->layer_in >= m->info.n_layers || f->layer_out >= m->info.n_layers)
         return qs_fail(err, QSAE_E_MISMATCH, 0, "edit %zu: the SAE is of layer %d, the model has %d", i,
                        f->layer_out, m->info.n_layers);
+    qsae_status st = qs_check_layer(c, "SAE of edit", i, f->layer_out > f->layer_in ? f->layer_out : f->layer_in, err);
+    if (st) return st;
     size_t in = qsae_site_width(m, f->site_in), out = qsae_site_width(m, f->site_out);
     if (s->d_in != in || s->d_out != out)
         return qs_fail(err, QSAE_E_MISMATCH, 0, "edit %zu: the SAE maps %zu to %zu, the model's sites are %zu and %zu",
@@ -7101,7 +7125,7 @@ static void qs_edit_place(const qsae_edit *e, uint32_t *site, int32_t *layer)
     *layer = vector ? e->layer : e->sae->info.layer_out;
 }
 
-static qsae_status qs_check_gate(const qsae_model *m, size_t i, const qsae_edit *e, qsae_error *err)
+static qsae_status qs_check_gate(const qsae_ctx *c, size_t i, const qsae_edit *e, qsae_error *err)
 {
     const qsae_gate *g = &e->gate;
     if (!g->sae && !g->probe) return QSAE_OK;
@@ -7110,10 +7134,10 @@ static qsae_status qs_check_gate(const qsae_model *m, size_t i, const qsae_edit 
         return qs_fail(err, QSAE_E_NUM, 0, "edit %zu: the gate's threshold is not finite", i);
     uint32_t site, at = g->sae ? (uint32_t)g->sae->info.site_in : (uint32_t)g->site;
     int32_t layer, at_layer = g->sae ? g->sae->info.layer_in : g->layer;
-    qsae_status st = g->sae ? qs_check_edit_sae(m, i, g->sae, g->feature, err)
-                            : qs_check_place(m, "gate of edit", i, g->site, g->layer, err);
+    qsae_status st = g->sae ? qs_check_edit_sae(c, i, g->sae, g->feature, err)
+                            : qs_check_place(c, "gate of edit", i, g->site, g->layer, err);
     if (st) return st;
-    if (g->probe && !qs_all_finite(g->probe, qsae_site_width(m, g->site)))
+    if (g->probe && !qs_all_finite(g->probe, qsae_site_width(c->model, g->site)))
         return qs_fail(err, QSAE_E_NUM, 0, "edit %zu: the gate's probe is not finite", i);
     qs_edit_place(e, &site, &layer);
     if (qs_site_before((uint32_t)layer, site, (uint32_t)at_layer, at))
@@ -7122,7 +7146,7 @@ static qsae_status qs_check_gate(const qsae_model *m, size_t i, const qsae_edit 
     return QSAE_OK;
 }
 
-static qsae_status qs_check_edit(const qsae_model *m, size_t i, const qsae_edit *e, qsae_error *err)
+static qsae_status qs_check_edit(const qsae_ctx *c, size_t i, const qsae_edit *e, qsae_error *err)
 {
     qsae_status st;
     if (e->kind < QSAE_ADD || e->kind > QSAE_SAE_REPLACE)
@@ -7133,15 +7157,15 @@ static qsae_status qs_check_edit(const qsae_model *m, size_t i, const qsae_edit 
         return qs_fail(err, QSAE_E_ARG, 0, "edit %zu: positions %d..%d", i, e->pos_begin, e->pos_end);
     if (qs_is_vector_kind(e->kind)) {
         if (!e->vector) return qs_fail(err, QSAE_E_ARG, 0, "edit %zu: vector is NULL", i);
-        if ((st = qs_check_place(m, "edit", i, e->site, e->layer, err)) != QSAE_OK) return st;
-        if (!qs_all_finite(e->vector, qsae_site_width(m, e->site)))
+        if ((st = qs_check_place(c, "edit", i, e->site, e->layer, err)) != QSAE_OK) return st;
+        if (!qs_all_finite(e->vector, qsae_site_width(c->model, e->site)))
             return qs_fail(err, QSAE_E_NUM, 0, "edit %zu: the vector is not finite", i);
     } else {
         if (!e->sae) return qs_fail(err, QSAE_E_ARG, 0, "edit %zu: sae is NULL", i);
         uint32_t feature = e->kind == QSAE_SAE_REPLACE ? 0 : e->feature;
-        if ((st = qs_check_edit_sae(m, i, e->sae, feature, err)) != QSAE_OK) return st;
+        if ((st = qs_check_edit_sae(c, i, e->sae, feature, err)) != QSAE_OK) return st;
     }
-    return qs_check_gate(m, i, e, err);
+    return qs_check_gate(c, i, e, err);
 }
 
 /* ---- building the tables ---- */
@@ -7240,7 +7264,7 @@ qsae_status qsae_set_edits(qsae_ctx *ctx, const qsae_edit *list, size_t n, qsae_
     if (st) return st;
     if (!list && n) return qs_fail(err, QSAE_E_ARG, 0, "edits: list is NULL");
     for (size_t i = 0; i < n; i++)
-        if ((st = qs_check_edit(ctx->model, i, &list[i], err)) != QSAE_OK) return st;
+        if ((st = qs_check_edit(ctx, i, &list[i], err)) != QSAE_OK) return st;
     char *base = NULL;
     size_t size = 0;
     if (n) {
@@ -7458,7 +7482,7 @@ typedef struct qs_pass {
     size_t n_blocks;
     int n_threads;
     qsae_error *err;
-    int32_t layer;
+    int32_t layer, n_layers; /* the present one; that are run */
     size_t step;       /* the next of qs_steps */
     qsae_status status;
     uint8_t row_steps[QS_MOST_ROW_STEPS], run_steps[QS_MOST_ROW_STEPS]; /* gathered; of the job */
@@ -7990,6 +8014,7 @@ static float *qs_site_rows(const qs_pass *p, unsigned site)
 static int qs_wants_logits(const qs_row *row)
 {
     const qsae_ctx *c = row->ctx;
+    if (!qs_has_head(c)) return 0;
     if (row->index + 1 == c->ev_n) return 1;
     for (size_t i = 0; c->captures && i < c->captures->n; i++)
         if (c->captures->list[i].site == QSAE_LOGITS) return 1;
@@ -8042,7 +8067,7 @@ static int qs_pass_next(void *state, qs_job *job)
     qs_pass *p = state;
     memset(job, 0, sizeof *job);
     job->arg = p;
-    while (p->layer < p->m->info.n_layers && p->status == QSAE_OK) {
+    while (p->layer < p->n_layers && p->status == QSAE_OK) {
         unsigned step = QS_STEPS[p->step];
         if (step < QSAE_SITE_COUNT) {
             int watched = qs_site_watched(p, (qsae_site)step);
@@ -8071,7 +8096,7 @@ static qsae_status qs_run_pass(qs_pass *p)
     qs_make_blocks(p);
     for (;;) {
         qs_team_run(p->n_threads, qs_pass_next, p);
-        if (p->status || p->layer == p->m->info.n_layers) return p->status;
+        if (p->status || p->layer == p->n_layers) return p->status;
         qs_do_site(p, p->n_threads);
         p->step = (p->step + 1) % sizeof QS_STEPS;
         p->layer += p->step == 0;
@@ -8087,6 +8112,9 @@ static qsae_status qs_check_batch(const qsae_batch *b, size_t n, size_t i, qsae_
         return qs_fail(err, QSAE_E_STATE, 0, "eval: context %zu is in an eval, whose hook may not start one", i);
     if (c->model != b[0].ctx->model)
         return qs_fail(err, QSAE_E_MISMATCH, 0, "eval: contexts 0 and %zu have two models", i);
+    if (c->n_layers != b[0].ctx->n_layers)
+        return qs_fail(err, QSAE_E_MISMATCH, 0, "eval: context 0 runs %d layers, context %zu %d", b[0].ctx->n_layers, i,
+                       c->n_layers);
     for (size_t j = 0; j < i; j++)
         if (b[j].ctx == c) return qs_fail(err, QSAE_E_ARG, 0, "eval: entries %zu and %zu are one context", j, i);
     if (b[i].n > (size_t)(c->n_ctx - c->pos))
@@ -8141,6 +8169,7 @@ qsae_status qsae_eval_many(const qsae_batch *batch, size_t n, qsae_error *err)
     memset(&p, 0, sizeof p);
     p.m = host->model;
     p.s = &host->scratch;
+    p.n_layers = host->n_layers;
     p.n_threads = host->n_threads;
     p.err = err;
     qs_fp_state fp = qs_fp_enter();
@@ -8152,7 +8181,7 @@ qsae_status qsae_eval_many(const qsae_batch *batch, size_t n, qsae_error *err)
         if (st || !c->ev_n) continue;
         memcpy(c->tokens + c->pos, c->ev_tokens, c->ev_n * sizeof *c->tokens);
         c->pos += (int32_t)c->ev_n;
-        c->has_logits = 1;
+        c->has_logits = qs_has_head(c);
     }
     return st;
 }
@@ -10968,7 +10997,8 @@ static qsae_status qs_train_step(qsae_trainer *t, const float *x, qsae_train_sta
     qs_tick(t, QSAE_TIME_PREPARE);
     qsae_status st = qs_forward(t, err);
     if (st) return st;
-    s->screened = (double)t->exact / ((double)t->n * (double)t->o.d_sae);
+    double share = (double)t->exact / ((double)t->n * (double)t->o.d_sae);
+    s->screened = share < 1 ? share : 1; /* a dense encode may be repeated */
     qs_add_up(t, s);
     qs_penalize_rows(t, s);
     s->loss += s->sparsity;

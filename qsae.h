@@ -518,10 +518,11 @@ typedef struct qsae_ctx_options {
     int32_t n_threads; /* at most 1024; 0: 1; used only with OpenMP */
     qsae_allocator allocator;
     qsae_kv_type kv_type;
+    int32_t n_layers;  /* 0: all; else only so many are run: no logits, nothing deeper to capture, hook or edit */
 } qsae_ctx_options;
 
 /* Bytes of the one block that qsae_ctx_create will ask for; 0 if the options are not valid. The KV cache is
- * 2 * n_layers * n_kv_heads * head_dim * n_ctx numbers of it (head_dim and n_ctx up to a multiple of 16). */
+ * 2 * n_layers * n_kv_heads * head_dim * n_ctx numbers of it (n_layers as run, head_dim and n_ctx up to a multiple of 16). */
 QSAE_API size_t qsae_ctx_size(const qsae_model *model, const qsae_ctx_options *options);
 
 /* A new, empty timeline; the model is borrowed. Returns OK, ARG, LIMIT, NOMEM, STATE (no weights). Allocates: one block.
@@ -531,7 +532,7 @@ QSAE_API qsae_status qsae_ctx_create(const qsae_model *model, const qsae_ctx_opt
 QSAE_API void qsae_ctx_destroy(qsae_ctx *ctx); /* NULL is a no-op */
 
 /* Makes dst's timeline (tokens, KV cache, position, last logits) a copy of src's. Lists and hook are not
- * copied. Both on one model and with one type of KV cache; dst's n_ctx must hold src's position, else MISMATCH. */
+ * copied. Both on one model, with one type of KV cache and as many layers; dst's n_ctx must hold src's position, else MISMATCH. */
 QSAE_API qsae_status qsae_ctx_copy(qsae_ctx *dst, const qsae_ctx *src, qsae_error *err);
 
 /* Forgets everything from position pos on. ARG if pos is negative or beyond the present position. The

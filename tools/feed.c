@@ -6,7 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define TOGETHER 1024 /* tokens that are evaluated at once, if the context is shorter */
+#define TOGETHER 1024 /* tokens of the sequences that are read at once, if the context is shorter */
+#define PASS     128  /* tokens computed together */
 #define MOST_CTX 64
 
 feed_name feed_stream_name(const feed_stream *s)
@@ -117,16 +118,10 @@ typedef struct model_feed {
     uint8_t *classes;                /* [n_ctx, context] */
     int64_t *row;                    /* [n_ctx, context]: of the token, -1: excluded */
     int *stream_at;                  /* [n_layers, QSAE_SITE_COUNT]: stream, -1: none */
-    size_t deepest;                  /* stream */
-    size_t n_used, n_tokens, n_seen; /* contexts; tokens; those that the deepest saw */
+    size_t n_used;                   /* contexts */
 } model_feed;
 
-static int deeper(const feed_stream *a, const feed_stream *b)
-{
-    return a->layer != b->layer ? a->layer > b->layer : a->site > b->site;
-}
-
-/* Copies rows; ends the pass where nothing deeper is wanted. */
+/* Copies rows. */
 static int on_rows(void *user, const qsae_event *e, float *rows)
 {
     model_feed *m = user;
@@ -142,9 +137,7 @@ static int on_rows(void *user, const qsae_event *e, float *rows)
         if (row[i] >= 0)
             memcpy(f->rows[s] + (size_t)row[i] * e->width, rows + i * e->ld,
                    e->width * sizeof *rows);
-    if ((size_t)s == m->deepest)
-        m->n_seen += e->n_rows;
-    return m->n_seen == m->n_tokens;
+    return 0;
 }
 
 static int excluded(const feed_options *o, size_t position, int32_t id, uint8_t class)
@@ -179,12 +172,12 @@ static void place_rows(model_feed *m, size_t k, size_t n, feed_part *part)
 static int evaluate(model_feed *m, char *err, size_t cap)
 {
     qsae_error e;
-    m->n_seen = 0;
-    qsae_status s = qsae_eval_many(m->batch, m->n_used, &e);
-    if (s == QSAE_E_CANCELLED && m->n_seen == m->n_tokens)
-        return 0;
-    return s == QSAE_OK ? err_set(err, cap, "internal: the model did not stop")
-                        : err_set(err, cap, "%s", e.text);
+    for (size_t k = 0; k < m->n_used; k++)
+        if (qsae_ctx_rewind(m->ctx[k], 0, &e))
+            return err_set(err, cap, "%s", e.text);
+    if (qsae_eval_many(m->batch, m->n_used, &e))
+        return err_set(err, cap, "%s", e.text);
+    return 0;
 }
 
 static int model_next(feed *f, size_t most, feed_part *part, char *err, size_t cap)
@@ -204,7 +197,6 @@ static int model_next(feed *f, size_t most, feed_part *part, char *err, size_t c
     corpus_tell(m->text, &f->at.text);
     if (m->n_used == 0)
         return 0;
-    m->n_tokens = part->n_tokens;
     return part->n > 0 && evaluate(m, err, cap) ? -1 : 1;
 }
 
@@ -240,28 +232,27 @@ static size_t contexts(const feed_options *o)
     return n < 1 ? 1 : n > MOST_CTX ? MOST_CTX : n;
 }
 
-/* The batch of the first context is that of all. */
-static qsae_ctx_options ctx_options(const feed_options *o, size_t k)
+static qsae_ctx_options ctx_options(const feed_options *o)
 {
     qsae_ctx_options c;
     memset(&c, 0, sizeof c);
     c.n_ctx = (int32_t)o->context;
-    size_t batch = k == 0 ? contexts(o) * o->context : 1;
-    c.n_batch = batch > 65536 ? 65536 : (int32_t)batch;
+    c.n_batch = PASS;
     c.n_threads = o->threads;
+    for (size_t i = 0; i < o->n_streams; i++)
+        if (o->streams[i].layer >= c.n_layers)
+            c.n_layers = o->streams[i].layer + 1;
     return c;
 }
 
 uint64_t feed_model_bytes(const qsae_model *model, const feed_options *o)
 {
     uint64_t sum = 0, tokens = contexts(o) * o->context;
-    for (size_t k = 0; k < contexts(o); k++) {
-        qsae_ctx_options c = ctx_options(o, k);
-        size_t size = qsae_ctx_size(model, &c);
-        if (size == 0)
-            return 0;
-        sum += size;
-    }
+    qsae_ctx_options c = ctx_options(o);
+    size_t size = qsae_ctx_size(model, &c);
+    if (size == 0)
+        return 0;
+    sum += contexts(o) * size;
     for (size_t i = 0; i < o->n_streams; i++)
         sum += tokens * o->streams[i].width * sizeof(float);
     return sum + tokens * 30;
@@ -283,12 +274,10 @@ static int make_contexts(model_feed *m, char *err, size_t cap)
             hook.layer_begin = s->layer;
         if (s->layer + 1 > hook.layer_end)
             hook.layer_end = s->layer + 1;
-        if (deeper(s, &o->streams[m->deepest]))
-            m->deepest = i;
         m->stream_at[s->layer * QSAE_SITE_COUNT + (int)s->site] = (int)i;
     }
     for (size_t k = 0; k < m->n_ctx; k++) {
-        qsae_ctx_options c = ctx_options(o, k);
+        qsae_ctx_options c = ctx_options(o);
         if (qsae_ctx_create(m->model, &c, &m->ctx[k], &e) ||
             qsae_set_hook(m->ctx[k], &hook, &e))
             return err_set(err, cap, "%s", e.text);
