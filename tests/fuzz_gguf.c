@@ -17,6 +17,8 @@ static void need(int ok)
         abort();
 }
 
+static volatile size_t read_all; /* what read_value read: so that it is read */
+
 static void read_value(const tensor_file *f, const gguf_value *v)
 {
     int64_t whole;
@@ -35,7 +37,6 @@ static void read_value(const tensor_file *f, const gguf_value *v)
     need(v->type != GGUF_STRING || !v->is_array || at == v->size);
     const safe_name shown = gguf_text(v);
     need(memchr(shown.text, 0, sizeof shown.text) != NULL);
-    static volatile size_t read_all; /* the bytes above are really read */
     read_all = sum;
 }
 

@@ -37,7 +37,7 @@ static const qsae_sae *steering_sae(void)
 static void use_model(const qsae_model *model)
 {
     static const int32_t ids[] = {0, 1, 0, 0, 1};
-    qsae_ctx_options options = {8, 3, 1, {NULL, NULL, NULL}, QSAE_KV_F32};
+    qsae_ctx_options options = {8, 3, 1, {NULL, NULL, NULL}, QSAE_KV_F32, 0};
     qsae_ctx *ctx = NULL;
     qsae_error e;
     size_t size = qsae_ctx_size(model, &options);

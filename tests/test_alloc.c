@@ -138,7 +138,7 @@ static scene *open_scene(void)
     o.index = 0;
     CHECK(qsae_sae_open_memory(sae_image, sae_size, &o, &s->sae, NULL) == QSAE_OK);
     CHECK(qsae_sae_open_memory(trans_image, trans_size, &o, &s->trans, NULL) == QSAE_OK);
-    qsae_ctx_options co = {16, 4, 2, tiny_allocator(&s->ctx_heap), QSAE_KV_F32};
+    qsae_ctx_options co = {16, 4, 2, tiny_allocator(&s->ctx_heap), QSAE_KV_F32, 0};
     CHECK(qsae_ctx_create(s->model, &co, &s->ctx, NULL) == QSAE_OK);
     return s;
 }
@@ -157,10 +157,10 @@ static void close_scene(scene *s)
 
 static void check_ctx(void)
 {
-    static const qsae_ctx_options shapes[] = {{1, 1, 1, {NULL, NULL, NULL}, QSAE_KV_F32},
-                                              {16, 4, 2, {NULL, NULL, NULL}, QSAE_KV_F16},
-                                              {100, 64, 8, {NULL, NULL, NULL}, QSAE_KV_BF16},
-                                              {0, 0, 0, {NULL, NULL, NULL}, QSAE_KV_F32}};
+    static const qsae_ctx_options shapes[] = {{1, 1, 1, {NULL, NULL, NULL}, QSAE_KV_F32, 0},
+                                              {16, 4, 2, {NULL, NULL, NULL}, QSAE_KV_F16, 0},
+                                              {100, 64, 8, {NULL, NULL, NULL}, QSAE_KV_BF16, 0},
+                                              {0, 0, 0, {NULL, NULL, NULL}, QSAE_KV_F32, 0}};
     scene *s = open_scene();
     size_t calls = s->model_heap.calls;
     for (size_t i = 0; i < 4; i++) {
@@ -261,7 +261,7 @@ static void check_silent(void)
     long events = 0;
     qsae_hook hk = {hook, &events, 0x7f, 0, 0};
     qsae_ctx *second = NULL;
-    qsae_ctx_options co = {16, 8, 1, tiny_allocator(&s->ctx_heap), QSAE_KV_F32};
+    qsae_ctx_options co = {16, 8, 1, tiny_allocator(&s->ctx_heap), QSAE_KV_F32, 0};
     CHECK(qsae_ctx_create(s->model, &co, &second, NULL) == QSAE_OK);
     CHECK(qsae_set_edits(s->ctx, list, n, NULL) == QSAE_OK && qsae_set_captures(s->ctx, &cap, 1, NULL) == QSAE_OK);
     CHECK(qsae_set_hook(s->ctx, &hk, NULL) == QSAE_OK);

@@ -39,7 +39,7 @@ static void failed(qsae_status st, qsae_status want, const char *text, int line)
 
 static qsae_ctx *new_ctx(const qsae_model *m, int32_t n_ctx, int32_t n_batch)
 {
-    qsae_ctx_options o = {n_ctx, n_batch, 1, {NULL, NULL, NULL}, QSAE_KV_F32};
+    qsae_ctx_options o = {n_ctx, n_batch, 1, {NULL, NULL, NULL}, QSAE_KV_F32, 0};
     qsae_ctx *c = NULL;
     if (!CHECK(qsae_ctx_create(m, &o, &c, &err) == QSAE_OK)) exit(1);
     return c;
@@ -210,8 +210,8 @@ static void check_ctx_options(void)
     static const int32_t bad_batch[] = {-1, INT32_MIN, 65537, INT32_MAX};
     static const int32_t bad_threads[] = {-1, INT32_MIN, 1025, INT32_MAX};
     for (int i = 0; i < 4; i++) {
-        qsae_ctx_options a = {bad_ctx[i], 0, 0, none, QSAE_KV_F32}, b = {8, bad_batch[i], 0, none, QSAE_KV_F32},
-                         c = {8, 0, bad_threads[i], none, QSAE_KV_F32};
+        qsae_ctx_options a = {bad_ctx[i], 0, 0, none, QSAE_KV_F32, 0}, b = {8, bad_batch[i], 0, none, QSAE_KV_F32, 0},
+                         c = {8, 0, bad_threads[i], none, QSAE_KV_F32, 0};
         snprintf(wanted, sizeof wanted, "n_ctx is %d, must be 1..1048576", bad_ctx[i]);
         check_bad_options(a, wanted);
         snprintf(wanted, sizeof wanted, "n_batch is %d, must be 1..65536", bad_batch[i]);
@@ -219,8 +219,8 @@ static void check_ctx_options(void)
         snprintf(wanted, sizeof wanted, "n_threads is %d, must be 0..1024", bad_threads[i]);
         check_bad_options(c, wanted);
     }
-    qsae_ctx_options d = {8, 0, 0, half, QSAE_KV_F32}, starved = {8, 0, 0, no, QSAE_KV_F32}, zero,
-                     no_type = {8, 0, 0, none, QSAE_KV_COUNT};
+    qsae_ctx_options d = {8, 0, 0, half, QSAE_KV_F32, 0}, starved = {8, 0, 0, no, QSAE_KV_F32, 0}, zero,
+                     no_type = {8, 0, 0, none, QSAE_KV_COUNT, 0};
     check_bad_options(no_type, "kv_type 3");
     check_bad_options(d, "allocator");
     qsae_ctx *c = (void *)&err;
@@ -231,8 +231,8 @@ static void check_ctx_options(void)
     CHECK(c == (void *)&err && qsae_ctx_size(NULL, NULL) == 0);
     memset(&zero, 0, sizeof zero);
     CHECK(qsae_ctx_size(model, NULL) > 0 && qsae_ctx_size(model, NULL) == qsae_ctx_size(model, &zero));
-    qsae_ctx_options explicit_defaults = {4096, 64, 1, none, QSAE_KV_F32},
-                     large = {1048576, 65536, 1024, none, QSAE_KV_F32};
+    qsae_ctx_options explicit_defaults = {4096, 64, 1, none, QSAE_KV_F32, 0},
+                     large = {1048576, 65536, 1024, none, QSAE_KV_F32, 0};
     CHECK(qsae_ctx_size(model, &explicit_defaults) == qsae_ctx_size(model, NULL));
     CHECK(qsae_ctx_size(model, &large) > qsae_ctx_size(model, NULL));
     CHECK(qsae_ctx_create(model, NULL, &c, &err) == QSAE_OK && qsae_ctx_pos(c) == 0 && qsae_logits(c) == NULL);

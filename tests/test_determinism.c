@@ -55,7 +55,7 @@ static run run_model(const qsae_model *m, const tiny_shape *s, const int32_t *id
     qsae_error e;
     run r = {NULL, run_floats(m, s)};
     r.rows = calloc(r.n, sizeof(float));
-    qsae_ctx_options o = {N_CTX, n_batch, n_threads, {NULL, NULL, NULL}, kv};
+    qsae_ctx_options o = {N_CTX, n_batch, n_threads, {NULL, NULL, NULL}, kv, 0};
     qsae_ctx *c = NULL;
     qsae_capture caps[200];
     CHECK(qsae_ctx_create(m, &o, &c, &e) == QSAE_OK);
@@ -85,7 +85,7 @@ static void check_many(const qsae_model *m, const tiny_shape *s, const int32_t *
         memset(r.rows, 0, r.n * sizeof(float));
         for (int i = 0; i < N; i++) {
             qsae_kv_type kv = i == place ? QSAE_KV_F32 : (qsae_kv_type)(i % QSAE_KV_COUNT);
-            qsae_ctx_options o = {N_CTX, 1 + 5 * i, 1 + i % 3, {NULL, NULL, NULL}, kv};
+            qsae_ctx_options o = {N_CTX, 1 + 5 * i, 1 + i % 3, {NULL, NULL, NULL}, kv, 0};
             CHECK(qsae_ctx_create(m, &o, &c[i], &e) == QSAE_OK);
             fill_tokens(other[i], s->vocab_size, 100 + (uint64_t)i);
             b[i].ctx = c[i];
@@ -109,7 +109,7 @@ static void check_many(const qsae_model *m, const tiny_shape *s, const int32_t *
 static void check_copy_rewind(const qsae_model *m, const tiny_shape *s, const int32_t *ids, run want)
 {
     qsae_error e;
-    qsae_ctx_options small = {N_CTX, 16, 1, {NULL, NULL, NULL}, QSAE_KV_F32}, large = {3 * N_CTX + 1, 7, 1, {NULL, NULL, NULL}, QSAE_KV_F32};
+    qsae_ctx_options small = {N_CTX, 16, 1, {NULL, NULL, NULL}, QSAE_KV_F32, 0}, large = {3 * N_CTX + 1, 7, 1, {NULL, NULL, NULL}, QSAE_KV_F32, 0};
     qsae_ctx *a = NULL, *b = NULL;
     int32_t noise[20];
     const float *last = want.rows; /* find the last logits row: logits follow layer 0's sites */
@@ -187,7 +187,7 @@ static void check_kv_api(const qsae_model *m)
 {
     qsae_error e;
     qsae_ctx *a = NULL, *b = NULL;
-    qsae_ctx_options o = {1024, 1, 1, {NULL, NULL, NULL}, QSAE_KV_F16};
+    qsae_ctx_options o = {1024, 1, 1, {NULL, NULL, NULL}, QSAE_KV_F16, 0};
     size_t f16 = qsae_ctx_size(m, &o), f32;
     CHECK(qsae_ctx_create(m, &o, &a, &e) == QSAE_OK);
     o.kv_type = QSAE_KV_BF16;
@@ -223,7 +223,7 @@ static void check_poison(const qsae_model *m, const tiny_shape *s, const int32_t
     float *rows[2];
     for (int i = 0; i < 2; i++) {
         rows[i] = calloc((size_t)N_TOKENS * width, sizeof(float));
-        qsae_ctx_options o = {N_CTX, 64, 2, {NULL, NULL, NULL}, QSAE_KV_F32};
+        qsae_ctx_options o = {N_CTX, 64, 2, {NULL, NULL, NULL}, QSAE_KV_F32, 0};
         qsae_capture cap = {QSAE_RESID_POST, (int32_t)s->n_layers - 1, rows[i], (size_t)N_TOKENS};
         qsae_ctx *c = NULL;
         CHECK(qsae_ctx_create(m, &o, &c, &e) == QSAE_OK);

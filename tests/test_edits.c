@@ -84,7 +84,7 @@ static void capture_all(qsae_ctx *c, float *all, size_t first)
 
 static qsae_ctx *new_ctx(const world *w, int n_batch, int threads)
 {
-    qsae_ctx_options o = {N_CTX, n_batch, threads, {NULL, NULL, NULL}, QSAE_KV_F32};
+    qsae_ctx_options o = {N_CTX, n_batch, threads, {NULL, NULL, NULL}, QSAE_KV_F32, 0};
     qsae_ctx *c = NULL;
     if (!CHECK(qsae_ctx_create(w->model, &o, &c, NULL) == QSAE_OK)) exit(1);
     return c;

@@ -61,7 +61,7 @@ static void use(const subject *s, void *object)
     qsae_error e;
     if (!s->is_sae) {
         static const int32_t ids[] = {0, 1, 2, 3};
-        qsae_ctx_options o = {8, 4, 1, {NULL, NULL, NULL}, QSAE_KV_F32};
+        qsae_ctx_options o = {8, 4, 1, {NULL, NULL, NULL}, QSAE_KV_F32, 0};
         qsae_ctx *c = NULL;
         if (qsae_ctx_create(object, &o, &c, &e) == QSAE_OK) (void)qsae_eval(c, ids, 4, &e);
         qsae_ctx_destroy(c);
@@ -814,7 +814,7 @@ static void check_modes(const subject *s)
         if (!CHECK(st == QSAE_OK)) return;
         if (mode == 2) write_file(in_folder("model"), "", 0);
         else remove(in_folder("model"));
-        qsae_ctx_options co = {8, 4, 1, {NULL, NULL, NULL}, QSAE_KV_F32};
+        qsae_ctx_options co = {8, 4, 1, {NULL, NULL, NULL}, QSAE_KV_F32, 0};
         CHECK(qsae_ctx_create(m, &co, &c, &e) == QSAE_OK && qsae_eval(c, ids, 4, &e) == QSAE_OK);
         memcpy(mode ? got : want, qsae_logits(c), sizeof got);
         if (mode) CHECK(memcmp(got, want, sizeof got) == 0);
