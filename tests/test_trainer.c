@@ -473,7 +473,7 @@ static void check_same(qsae_trainer_options o, const char *name)
         for (int i = 0; i < 3; i++) {
             if (isa == QSAE_ISA_SCALAR && i != 1)
                 continue; /* the reference has one thread; slow */
-            if (emulated() && (isa != QSAE_ISA_NEON || i != 2))
+            if (emulated() && (isa != QSAE_ISA_NEON || i != 1))
                 continue;
             o.isa = (qsae_isa)isa;
             o.n_threads = threads[i];
