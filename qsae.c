@@ -9169,8 +9169,9 @@ static const qs_train_kernels *qs_train_kernels_of(qsae_isa isa)
  * ascending; c's gradient over rows, then over parts of QS_PART latents; the loss in double, per chunk of columns, then
  * over chunks; the norm in double over latents. Threads split latents or columns, never a sum.
  *
- * The lists share one arena. A JumpReLU SAE may at first fire almost everywhere: when the arena overflows, latents are
- * taken in several rounds, and encoded again for the backward pass. The same bits, more time, no more memory.
+ * The lists share one arena; with a clip, those of JumpReLU lie where their latents' gradients will be, if they fit. A
+ * JumpReLU SAE may at first fire almost everywhere: when the arena overflows, latents are taken in several rounds, and
+ * encoded again for the backward pass. The same bits, more time, no more memory.
  * =================================================================================================== */
 
 #define QS_PART ((size_t)64)
@@ -9182,6 +9183,8 @@ static const qs_train_kernels *qs_train_kernels_of(qsae_isa isa)
 #define QS_SCREEN_MOST 0.08                /* of the pairs: when more may be kept, a dense encode is faster */
 #define QS_BLOCK_BYTES ((size_t)1 << 19) /* of packed encoder rows that stay in the L2 cache while the rows of x pass */
 #define QS_SAMPLE QS_PANEL               /* rows from which the cut-off of the TopK kinds is guessed */
+
+#define QS_AT_HOME SIZE_MAX /* of a list: not in the arena but where the latent's gradient will be */
 
 typedef struct qs_list {
     size_t at; /* in the arena */
@@ -9814,20 +9817,44 @@ static size_t qs_reserve(qsae_trainer *t, size_t n)
     return at;
 }
 
+/* Whether a list of n pairs lies where the gradient will be: values, then rows */
+static int qs_is_at_home(const qsae_trainer *t, size_t n)
+{
+    return t->grad && qs_is_jump(t) && n <= (t->in_ld + t->out_ld) / 2;
+}
+
+/* Where the list of latent i lies */
+typedef struct qs_span {
+    uint32_t *row;
+    float *value;
+} qs_span;
+
+static qs_span qs_span_of(const qsae_trainer *t, size_t i, const qs_list *l)
+{
+    qs_span s;
+    int home = l->at == QS_AT_HOME;
+    s.value = home ? t->grad + i * (t->in_ld + t->out_ld) : t->value + l->at;
+    s.row = home ? (uint32_t *)(void *)(s.value + l->n) : t->row + l->at;
+    return s;
+}
+
 static void qs_keep_lists(const qs_encode_run *run, size_t at, size_t count, const qs_encode_scratch *s)
 {
     qsae_trainer *t = run->t;
     size_t total = 0, to;
-    for (size_t r = 0; r < count; r++) total += s->count[r];
+    for (size_t r = 0; r < count; r++) total += qs_is_at_home(t, s->count[r]) ? 0 : s->count[r];
     to = qs_reserve(t, total);
     int fits = total <= t->cap && to <= t->cap - total;
     for (size_t r = 0; r < count; r++) {
-        qs_list *l = &run->list[run->index ? run->index[at + r] : at + r];
-        l->at = fits ? to : 0;
-        l->n = fits ? s->count[r] : 0;
-        memcpy(t->row + l->at, s->row + r * t->rows_ld, l->n * sizeof *s->row);
-        memcpy(t->value + l->at, s->value + r * t->rows_ld, l->n * sizeof *s->value);
-        to += l->n;
+        size_t i = run->index ? run->index[at + r] : at + r;
+        int home = qs_is_at_home(t, s->count[r]);
+        qs_list *l = &run->list[i];
+        l->at = home ? QS_AT_HOME : fits ? to : 0;
+        l->n = home || fits ? s->count[r] : 0;
+        qs_span span = qs_span_of(t, i, l);
+        memcpy(span.row, s->row + r * t->rows_ld, l->n * sizeof *s->row);
+        memcpy(span.value, s->value + r * t->rows_ld, l->n * sizeof *s->value);
+        to += home ? 0 : l->n;
     }
 }
 
@@ -10274,15 +10301,16 @@ typedef struct qs_decode_run {
 static size_t qs_firing(const qsae_trainer *t, size_t i, const qs_list *l, const qs_decode_scratch *s,
                         const uint32_t **row, const float **value)
 {
-    *row = t->row + l->at;
-    *value = t->value + l->at;
+    const qs_span all = qs_span_of(t, i, l);
+    *row = all.row;
+    *value = all.value;
     if (!qs_is_jump(t)) return l->n;
     float theta = t->p[QSAE_PART_THETA][i];
     size_t n = 0;
     for (size_t j = 0; j < l->n; j++) {
-        s->row[n] = (*row)[j];
-        s->a[n] = (*value)[j];
-        n += !((*value)[j] <= theta);
+        s->row[n] = all.row[j];
+        s->a[n] = all.value[j];
+        n += !(all.value[j] <= theta);
     }
     *row = s->row;
     *value = s->a;
@@ -10496,10 +10524,11 @@ static size_t qs_jump_pairs(const qsae_trainer *t, size_t i, const qs_list *l, c
     const float theta = t->p[QSAE_PART_THETA][i], width = t->o.bandwidth, norm = t->norm[i];
     const int smooth = t->o.sparsity == QSAE_TRAIN_TANH;
     const float steep = t->l0_coefficient * t->o.tanh_scale / (float)t->n;
+    const qs_span all = qs_span_of(t, i, l);
     size_t n = 0;
     for (size_t j = 0; j < l->n; j++) {
-        uint32_t b = t->row[l->at + j];
-        float z = t->value[l->at + j], gf = s->gf[j], u = (z - theta) / width, gz = 0.0f, f = 0.0f;
+        uint32_t b = all.row[j];
+        float z = all.value[j], gf = s->gf[j], u = (z - theta) / width, gz = 0.0f, f = 0.0f;
         int fires = !(z <= theta), window = u > -0.5f && u < 0.5f;
         if (fires) f = z;
         g->fires |= fires;
@@ -10586,20 +10615,23 @@ static const float *qs_errors_of(const qsae_trainer *t, size_t i)
     return t->e + group * t->rows_ld * t->out_ld;
 }
 
-/* The gradient of latent i over its lists into grad [in_ld + out_ld], which is zero */
+/* The gradient of latent i over its lists into grad [in_ld + out_ld], where its list may lie */
 static qs_grads qs_backward_lists(qsae_trainer *t, size_t i, const qs_backward_scratch *s, float *grad)
 {
     const qs_list *l = &t->list[i];
     const float *errors = qs_errors_of(t, i);
     float *enc = grad, *dec = grad + t->in_ld;
+    const size_t wide = t->in_ld + t->out_ld;
     qs_grads g = {0, 0, 0, 0.0f, 0};
     if (qs_is_jump(t)) {
-        t->train->pair_dots(t->p[QSAE_PART_DEC] + i * t->out_ld, t->out_ld, errors, t->out_ld, t->row + l->at, l->n,
-                            s->gf);
+        t->train->pair_dots(t->p[QSAE_PART_DEC] + i * t->out_ld, t->out_ld, errors, t->out_ld,
+                            qs_span_of(t, i, l).row, l->n, s->gf);
         size_t n = qs_jump_pairs(t, i, l, s, &g);
+        memset(grad, 0, wide * sizeof *grad);
         t->train->gather(s->a, s->row, n, errors, t->out_ld, t->out_ld, dec);
         t->train->gather(s->c, s->row, n, t->x, t->in_ld, t->in_ld, enc);
     } else {
+        memset(grad, 0, wide * sizeof *grad);
         g.fires = l->n > 0;
         if (l->n) qs_plain_pairs(t, i, l, errors, s, enc, dec, &g);
         if (t->with_aux && qs_is_dead(t, i)) qs_plain_pairs(t, i, &t->aux_list[i], t->aux_e, s, enc, dec, &g);
@@ -10658,10 +10690,12 @@ static void qs_backward_dense(qsae_trainer *t, size_t i0, size_t count, const qs
         own.a = s->as + r * t->rows_ld;
         own.c = s->cs + r * t->rows_ld;
         own.row = s->rows + r * t->rows_ld;
-        for (size_t j = 0; j < l->n; j++) s->gf[j] = s->gfs[t->row[l->at + j] * QS_PART + r];
+        const uint32_t *row = qs_span_of(t, i0 + r, l).row;
+        for (size_t j = 0; j < l->n; j++) s->gf[j] = s->gfs[row[j] * QS_PART + r];
         g[r] = none;
         n[r] = qs_jump_pairs(t, i0 + r, l, &own, &g[r]);
     }
+    memset(grad, 0, count * wide * sizeof *grad);
     qs_gather_slabs(t, count, n, s->as, s->rows, t->e, t->out_ld, grad + t->in_ld, wide);
     qs_gather_slabs(t, count, n, s->cs, s->rows, t->x, t->in_ld, grad, wide);
 }
@@ -10705,19 +10739,13 @@ static void qs_backward_part(qsae_trainer *t, size_t i0, size_t count, const qs_
     qs_grads g[QS_PART];
     for (size_t r = 0; r < count; r++) pairs += t->list[i0 + r].n;
     dense = qs_is_jump(t) && pairs > count * t->n / 8;
-    if (dense) {
-        memset(grad, 0, count * wide * sizeof *grad);
-        qs_backward_dense(t, i0, count, s, grad, g);
-    }
+    if (dense) qs_backward_dense(t, i0, count, s, grad, g);
     for (size_t i = i0; i < i0 + count; i++, grad += wide) {
         t->touched[i] = (uint8_t)(dense || qs_has_gradient(t, i));
         t->hit[i] = 0;
         t->square[i] = t->penalty[i] = 0;
         if (t->touched[i]) {
-            if (!dense) {
-                memset(grad, 0, wide * sizeof *grad);
-                g[i - i0] = qs_backward_lists(t, i, s, grad);
-            }
+            if (!dense) g[i - i0] = qs_backward_lists(t, i, s, grad);
             qs_backward_end(t, i, s, grad, g[i - i0]);
             if (!t->o.no_b_dec_input)
                 t->kernels->axpy[QSAE_TYPE_F32](-t->g_bias[i], t->p[QSAE_PART_ENC] + i * t->in_ld, t->in_ld, sum);
