@@ -9038,7 +9038,7 @@ QS_AVX512_INLINE __m512 qs_vsqrt_avx512(__m512 a) { return _mm512_sqrt_ps(a); }
 QS_AVX512_INLINE unsigned qs_vpast_avx512(__m512 a, __m512 b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLE_UQ); }
 QS_AVX512_INLINE float qs_vtree_avx512(__m512 *c) { return qs_tree_avx512(c[0]); }
 
-QS_TRAIN_SET(avx512, QS_AVX512, __m512, 16, 8, 3, 6, 16);
+QS_TRAIN_SET(avx512, QS_AVX512, __m512, 16, 8, 3, 6, 8);
 
 QS_VNNI static void qs_code_vnni(const float *w, size_t n, int8_t *codes, qs_code *c)
 {
@@ -9175,8 +9175,9 @@ static const qs_train_kernels *qs_train_kernels_of(qsae_isa isa)
  * =================================================================================================== */
 
 #define QS_PART ((size_t)64)
-#define QS_SLAB_ROWS ((size_t)32) /* of x or the error, 256 columns wide: in the L1 cache while a part's latents pass */
-#define QS_SLAB_COLUMNS ((size_t)256)
+#define QS_SLAB_ROWS 48u /* of x or the error, 256 columns wide: in the L1 cache while a part's latents pass */
+#define QS_SLAB_COLUMNS ((size_t)128)
+#define QS_SLAB_WIDE ((size_t)1024) /* copied at a time */
 #define QS_MAX_PREFIXES ((size_t)64)
 #define QS_MAX_ROWS ((size_t)1 << 20)
 #define QS_SCREEN_WIDEST ((size_t)1 << 16) /* 255 * 127 * this fits 31 bits */
@@ -9424,6 +9425,8 @@ typedef struct qs_backward_scratch {
     uint32_t *row;
     float *gfs, *as, *cs;     /* a part that fires densely: [rows_ld][QS_PART]; [QS_PART][rows_ld] */
     uint32_t *rows;
+    uint32_t *start;          /* [QS_PART][slabs + 1] where a list's slabs begin */
+    float *slab;              /* [QS_SLAB_ROWS x QS_SLAB_WIDE] */
 } qs_backward_scratch;
 
 typedef struct qs_decode_scratch {
@@ -9448,6 +9451,8 @@ static size_t qs_lay_encode(const qsae_trainer *t, void *base, qs_encode_scratch
     return c.overflow ? SIZE_MAX : c.used;
 }
 
+static size_t qs_slabs_of(const qsae_trainer *t) { return (t->rows_ld + QS_SLAB_ROWS - 1) / QS_SLAB_ROWS; }
+
 static size_t qs_lay_backward(const qsae_trainer *t, void *base, qs_backward_scratch *s)
 {
     qs_carve c = {base, 0, 0};
@@ -9461,6 +9466,8 @@ static size_t qs_lay_backward(const qsae_trainer *t, void *base, qs_backward_scr
     s->as = qs_cut(&c, many, sizeof(float));
     s->cs = qs_cut(&c, many, sizeof(float));
     s->rows = qs_cut(&c, many, sizeof(uint32_t));
+    s->start = qs_cut(&c, many ? QS_PART * (qs_slabs_of(t) + 1) : 0, sizeof(uint32_t));
+    s->slab = qs_cut(&c, many ? QS_SLAB_ROWS * QS_SLAB_WIDE : 0, sizeof(float));
     return c.overflow ? SIZE_MAX : c.used;
 }
 
@@ -10656,24 +10663,59 @@ static void qs_backward_end(qsae_trainer *t, size_t i, const qs_backward_scratch
     t->square[i] = (double)e2 + (double)d2 + g.bias * g.bias + g.theta * g.theta;
 }
 
-/* y_r += sum_p a_r[p] x[row_r[p]] for latents r, as gather, but a slab of x that fits the L1 cache serves all latents
- * before the next: the same chains */
-static void qs_gather_slabs(const qsae_trainer *t, size_t count, const size_t *n, const float *a, const uint32_t *row,
-                            const float *x, size_t ld, float *y, size_t wide)
+/* Makes rows, which ascend, numbers within their slabs; start[k] becomes where slab k begins, k = 0..slabs */
+static void qs_split_rows(uint32_t *row, size_t n, uint32_t *start, size_t slabs)
 {
-    for (size_t j = 0; j < ld; j += QS_SLAB_COLUMNS) {
-        size_t done[QS_PART] = {0}, columns = qs_min(QS_SLAB_COLUMNS, ld - j);
-        for (size_t b = QS_SLAB_ROWS; b < t->n + QS_SLAB_ROWS; b += QS_SLAB_ROWS)
-            for (size_t r = 0; r < count; r++) {
-                const uint32_t *rows = row + r * t->rows_ld;
-                size_t from = done[r], to = from;
-                while (to < n[r] && rows[to] < b) to++;
-                if (to > from)
-                    t->train->gather(a + r * t->rows_ld + from, rows + from, to - from, x + j, ld, columns,
-                                     y + r * wide + j);
-                done[r] = to;
-            }
+    memset(start, 0, (slabs + 1) * sizeof *start);
+    for (size_t p = 0; p < n; p++) {
+        uint32_t slab = row[p] / QS_SLAB_ROWS;
+        start[slab + 1]++;
+        row[p] -= slab * QS_SLAB_ROWS;
     }
+    for (size_t k = 0; k < slabs; k++) start[k + 1] += start[k];
+}
+
+/* Rows of x, up to QS_SLAB_WIDE columns, to [column / QS_SLAB_COLUMNS][QS_SLAB_ROWS][QS_SLAB_COLUMNS] */
+static void qs_copy_slab(const float *x, size_t ld, size_t rows, size_t columns, float *slab)
+{
+    for (size_t b = 0; b < rows; b++)
+        for (size_t j = 0; j < columns; j += 16) /* of a fixed size: no call */
+            memcpy(slab + (j / QS_SLAB_COLUMNS * QS_SLAB_ROWS + b) * QS_SLAB_COLUMNS + j % QS_SLAB_COLUMNS,
+                   x + b * ld + j, 16 * sizeof *x);
+}
+
+/* Asks for p [n] to be brought near. */
+static void qs_ask(const float *p, size_t n)
+{
+#if defined(__GNUC__)
+    for (size_t j = 0; j < n; j += 16) __builtin_prefetch(p + j, 0, 2);
+#else
+    (void)p, (void)n;
+#endif
+}
+
+/* y_r += sum_p a_r[p] x[row_r[p]] for latents r, as gather, but a slab of x serves all latents before the next: the same
+ * chains. It is copied, because rows a power of two apart would push each other out of the cache. */
+static void qs_gather_slabs(const qsae_trainer *t, size_t count, const float *a, const float *x, size_t ld, float *y,
+                            const qs_backward_scratch *s)
+{
+    const size_t slabs = qs_slabs_of(t), wide = t->in_ld + t->out_ld;
+    for (size_t j0 = 0; j0 < ld; j0 += QS_SLAB_WIDE)
+        for (size_t k = 0; k * QS_SLAB_ROWS < t->n; k++) {
+            const size_t columns = qs_min(QS_SLAB_WIDE, ld - j0), b = k * QS_SLAB_ROWS;
+            const size_t after = qs_min(b + QS_SLAB_ROWS, t->n), ahead = qs_min(QS_SLAB_ROWS, t->n - after);
+            const float *next = x + after * ld + j0;
+            qs_copy_slab(x + b * ld + j0, ld, qs_min(QS_SLAB_ROWS, t->n - b), columns, s->slab);
+            for (size_t j = 0; j < columns; j += QS_SLAB_COLUMNS)
+                for (size_t r = 0; r < count; r++) {
+                    const uint32_t *start = s->start + r * (slabs + 1) + k;
+                    const size_t at = r * t->rows_ld + start[0], n = start[1] - start[0];
+                    if (r < ahead) qs_ask(next + r * ld + j, qs_min(QS_SLAB_COLUMNS, columns - j));
+                    if (n)
+                        t->train->gather(a + at, s->rows + at, n, s->slab + j * QS_SLAB_ROWS, QS_SLAB_COLUMNS,
+                                         qs_min(QS_SLAB_COLUMNS, columns - j), y + r * wide + j0 + j);
+                }
+        }
 }
 
 /* JumpReLU latents i0.. whose lists are long: as qs_backward_lists of each, into grad [count][in_ld + out_ld] */
@@ -10681,7 +10723,7 @@ static void qs_backward_dense(qsae_trainer *t, size_t i0, size_t count, const qs
                               qs_grads *g)
 {
     const qs_grads none = {0, 0, 0, 0.0f, 0};
-    size_t n[QS_PART], wide = t->in_ld + t->out_ld;
+    const size_t wide = t->in_ld + t->out_ld, slabs = qs_slabs_of(t);
     t->kernels->dots[QSAE_TYPE_F32](t->p[QSAE_PART_DEC] + i0 * t->out_ld, t->out_ld * sizeof(float), count, t->out_ld,
                                     t->e, t->out_ld, t->n, s->gfs, QS_PART);
     for (size_t r = 0; r < count; r++) {
@@ -10693,11 +10735,12 @@ static void qs_backward_dense(qsae_trainer *t, size_t i0, size_t count, const qs
         const uint32_t *row = qs_span_of(t, i0 + r, l).row;
         for (size_t j = 0; j < l->n; j++) s->gf[j] = s->gfs[row[j] * QS_PART + r];
         g[r] = none;
-        n[r] = qs_jump_pairs(t, i0 + r, l, &own, &g[r]);
+        size_t n = qs_jump_pairs(t, i0 + r, l, &own, &g[r]);
+        qs_split_rows(own.row, n, s->start + r * (slabs + 1), slabs);
     }
     memset(grad, 0, count * wide * sizeof *grad);
-    qs_gather_slabs(t, count, n, s->as, s->rows, t->e, t->out_ld, grad + t->in_ld, wide);
-    qs_gather_slabs(t, count, n, s->cs, s->rows, t->x, t->in_ld, grad, wide);
+    qs_gather_slabs(t, count, s->as, t->e, t->out_ld, grad + t->in_ld, s);
+    qs_gather_slabs(t, count, s->cs, t->x, t->in_ld, grad, s);
 }
 
 /* ---- update ---- */
