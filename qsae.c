@@ -9175,9 +9175,10 @@ static const qs_train_kernels *qs_train_kernels_of(qsae_isa isa)
  * =================================================================================================== */
 
 #define QS_PART ((size_t)64)
-#define QS_SLAB_ROWS 48u /* of x or the error, 256 columns wide: in the L1 cache while a part's latents pass */
+#define QS_SLAB_ROWS 48u /* of x or the error, QS_SLAB_COLUMNS wide: in the L1 cache while a part passes */
 #define QS_SLAB_COLUMNS ((size_t)128)
-#define QS_SLAB_WIDE ((size_t)1024) /* copied at a time */
+#define QS_DOT_ROWS ((size_t)96) /* of the error: in the L2 cache while a part's latents pass */
+#define QS_SLAB_WIDE ((size_t)1024) /* columns copied at a time */
 #define QS_MAX_PREFIXES ((size_t)64)
 #define QS_MAX_ROWS ((size_t)1 << 20)
 #define QS_SCREEN_WIDEST ((size_t)1 << 16) /* 255 * 127 * this fits 31 bits */
@@ -10718,22 +10719,42 @@ static void qs_gather_slabs(const qsae_trainer *t, size_t count, const float *a,
         }
 }
 
-/* JumpReLU latents i0.. whose lists are long: as qs_backward_lists of each, into grad [count][in_ld + out_ld] */
-static void qs_backward_dense(qsae_trainer *t, size_t i0, size_t count, const qs_backward_scratch *s, float *grad,
+/* s->as = d_r . e of the pairs of latents i0.., a slab of rows at a time, which stays in the L2 cache */
+static void qs_dots_slabs(const qsae_trainer *t, size_t i0, size_t count, const qs_backward_scratch *s)
+{
+    size_t done[QS_PART] = {0};
+    for (size_t b = QS_DOT_ROWS; b < t->n + QS_DOT_ROWS; b += QS_DOT_ROWS)
+        for (size_t r = 0; r < count; r++) {
+            const qs_list *l = &t->list[i0 + r];
+            const uint32_t *row = qs_span_of(t, i0 + r, l).row;
+            size_t from = done[r], to = from;
+            while (to < l->n && row[to] < b) to++;
+            t->train->pair_dots(t->p[QSAE_PART_DEC] + (i0 + r) * t->out_ld, t->out_ld, t->e, t->out_ld, row + from,
+                                to - from, s->as + r * t->rows_ld + from);
+            done[r] = to;
+        }
+}
+
+/* JumpReLU latents i0.. whose lists are long: as qs_backward_lists of each, into grad [count][in_ld + out_ld]. `most`:
+ * so long that all products are computed, not those of the lists */
+static void qs_backward_dense(qsae_trainer *t, size_t i0, size_t count, int most, const qs_backward_scratch *s, float *grad,
                               qs_grads *g)
 {
     const qs_grads none = {0, 0, 0, 0.0f, 0};
     const size_t wide = t->in_ld + t->out_ld, slabs = qs_slabs_of(t);
-    t->kernels->dots[QSAE_TYPE_F32](t->p[QSAE_PART_DEC] + i0 * t->out_ld, t->out_ld * sizeof(float), count, t->out_ld,
-                                    t->e, t->out_ld, t->n, s->gfs, QS_PART);
+    if (most)
+        t->kernels->dots[QSAE_TYPE_F32](t->p[QSAE_PART_DEC] + i0 * t->out_ld, t->out_ld * sizeof(float), count,
+                                        t->out_ld, t->e, t->out_ld, t->n, s->gfs, QS_PART);
+    else
+        qs_dots_slabs(t, i0, count, s);
     for (size_t r = 0; r < count; r++) {
         const qs_list *l = &t->list[i0 + r];
         qs_backward_scratch own = *s;
-        own.a = s->as + r * t->rows_ld;
+        own.a = own.gf = s->as + r * t->rows_ld; /* a pair's gf is read before its a is written */
         own.c = s->cs + r * t->rows_ld;
         own.row = s->rows + r * t->rows_ld;
         const uint32_t *row = qs_span_of(t, i0 + r, l).row;
-        for (size_t j = 0; j < l->n; j++) s->gf[j] = s->gfs[row[j] * QS_PART + r];
+        for (size_t j = 0; most && j < l->n; j++) own.gf[j] = s->gfs[row[j] * QS_PART + r];
         g[r] = none;
         size_t n = qs_jump_pairs(t, i0 + r, l, &own, &g[r]);
         qs_split_rows(own.row, n, s->start + r * (slabs + 1), slabs);
@@ -10782,7 +10803,7 @@ static void qs_backward_part(qsae_trainer *t, size_t i0, size_t count, const qs_
     qs_grads g[QS_PART];
     for (size_t r = 0; r < count; r++) pairs += t->list[i0 + r].n;
     dense = qs_is_jump(t) && pairs > count * t->n / 8;
-    if (dense) qs_backward_dense(t, i0, count, s, grad, g);
+    if (dense) qs_backward_dense(t, i0, count, pairs > count * t->n / 3, s, grad, g);
     for (size_t i = i0; i < i0 + count; i++, grad += wide) {
         t->touched[i] = (uint8_t)(dense || qs_has_gradient(t, i));
         t->hit[i] = 0;
