@@ -8840,6 +8840,20 @@ typedef struct qs_train_kernels {
 #define QS_UNROLL
 #endif
 
+/* gather's columns j.. by N vectors at a time */
+#define QS_GATHER(isa, V, W, N)                                                                                        \
+    for (; j + (N) * (W) <= n; j += (N) * (W)) {                                                                       \
+        V c[N];                                                                                                        \
+        QS_UNROLL for (int i = 0; i < (N); i++) c[i] = qs_vload_##isa(y + j + (size_t)(i * (W)));                      \
+        for (size_t p = 0; p < count; p++) {                                                                           \
+            const float *at = x + row[p] * ld + j;                                                                     \
+            V av = qs_vset_##isa(a[p]);                                                                                \
+            QS_UNROLL for (int i = 0; i < (N); i++)                                                                    \
+                c[i] = qs_vfma_##isa(av, qs_vload_##isa(at + i * (W)), c[i]);                                          \
+        }                                                                                                              \
+        QS_UNROLL for (int i = 0; i < (N); i++) qs_vstore_##isa(y + j + (size_t)(i * (W)), c[i]);                      \
+    }
+
 /* R x T: latents and vectors of rows in gram's registers. P: pairs of pair_dots, U: vectors of gather. */
 #define QS_TRAIN_SET(isa, attr, V, W, R, T, P, U)                                                                      \
     attr static void qs_gram_##isa(const float *w, const float *x, size_t n, float *z)                                 \
@@ -8928,17 +8942,8 @@ typedef struct qs_train_kernels {
                                      size_t n, float *y)                                                               \
     {                                                                                                                  \
         size_t j = 0;                                                                                                  \
-        for (; j + (U) * (W) <= n; j += (U) * (W)) {                                                                   \
-            V c[U];                                                                                                    \
-            QS_UNROLL for (int i = 0; i < (U); i++) c[i] = qs_vload_##isa(y + j + (size_t)(i * (W)));                  \
-            for (size_t p = 0; p < count; p++) {                                                                       \
-                const float *at = x + row[p] * ld + j;                                                                 \
-                V av = qs_vset_##isa(a[p]);                                                                            \
-                QS_UNROLL for (int i = 0; i < (U); i++)                                                                \
-                    c[i] = qs_vfma_##isa(av, qs_vload_##isa(at + i * (W)), c[i]);                                      \
-            }                                                                                                          \
-            QS_UNROLL for (int i = 0; i < (U); i++) qs_vstore_##isa(y + j + (size_t)(i * (W)), c[i]);                  \
-        }                                                                                                              \
+        QS_GATHER(isa, V, W, U)                                                                                        \
+        QS_GATHER(isa, V, W, (U) / 2)                                                                                  \
         for (; j < n; j += (W)) {                                                                                      \
             V c = qs_vload_##isa(y + j);                                                                               \
             for (size_t p = 0; p < count; p++)                                                                         \
@@ -9038,7 +9043,7 @@ QS_AVX512_INLINE __m512 qs_vsqrt_avx512(__m512 a) { return _mm512_sqrt_ps(a); }
 QS_AVX512_INLINE unsigned qs_vpast_avx512(__m512 a, __m512 b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLE_UQ); }
 QS_AVX512_INLINE float qs_vtree_avx512(__m512 *c) { return qs_tree_avx512(c[0]); }
 
-QS_TRAIN_SET(avx512, QS_AVX512, __m512, 16, 8, 3, 6, 8);
+QS_TRAIN_SET(avx512, QS_AVX512, __m512, 16, 8, 3, 6, 16);
 
 QS_VNNI static void qs_code_vnni(const float *w, size_t n, int8_t *codes, qs_code *c)
 {
