@@ -10314,10 +10314,12 @@ typedef struct qs_decode_run {
 static size_t qs_firing(const qsae_trainer *t, size_t i, const qs_list *l, const qs_decode_scratch *s,
                         const uint32_t **row, const float **value)
 {
+    if (!qs_is_jump(t)) {
+        *row = t->row + l->at;
+        *value = t->value + l->at;
+        return l->n;
+    }
     const qs_span all = qs_span_of(t, i, l);
-    *row = all.row;
-    *value = all.value;
-    if (!qs_is_jump(t)) return l->n;
     float theta = t->p[QSAE_PART_THETA][i];
     size_t n = 0;
     for (size_t j = 0; j < l->n; j++) {
