@@ -8869,6 +8869,20 @@ typedef struct qs_train_kernels {
 #define QS_UNROLL
 #endif
 
+/* gather's columns j.. by N vectors at a time */
+#define QS_GATHER(isa, V, W, N)                                                                                        \
+    for (; j + (N) * (W) <= n; j += (N) * (W)) {                                                                       \
+        V c[N];                                                                                                        \
+        QS_UNROLL for (int i = 0; i < (N); i++) c[i] = qs_vload_##isa(y + j + (size_t)(i * (W)));                      \
+        for (size_t p = 0; p < count; p++) {                                                                           \
+            const float *at = x + row[p] * ld + j;                                                                     \
+            V av = qs_vset_##isa(a[p]);                                                                                \
+            QS_UNROLL for (int i = 0; i < (N); i++)                                                                    \
+                c[i] = qs_vfma_##isa(av, qs_vload_##isa(at + i * (W)), c[i]);                                          \
+        }                                                                                                              \
+        QS_UNROLL for (int i = 0; i < (N); i++) qs_vstore_##isa(y + j + (size_t)(i * (W)), c[i]);                      \
+    }
+
 /* R x T: latents and vectors of rows in gram's registers. P: pairs of pair_dots, U: vectors of gather. */
 #define QS_TRAIN_SET(isa, attr, V, W, R, T, P, U)                                                                      \
     attr static void qs_gram_##isa(const float *w, const float *x, size_t n, float *z)                                 \
@@ -8957,17 +8971,8 @@ typedef struct qs_train_kernels {
                                      size_t n, float *y)                                                               \
     {                                                                                                                  \
         size_t j = 0;                                                                                                  \
-        for (; j + (U) * (W) <= n; j += (U) * (W)) {                                                                   \
-            V c[U];                                                                                                    \
-            QS_UNROLL for (int i = 0; i < (U); i++) c[i] = qs_vload_##isa(y + j + (size_t)(i * (W)));                  \
-            for (size_t p = 0; p < count; p++) {                                                                       \
-                const float *at = x + row[p] * ld + j;                                                                 \
-                V av = qs_vset_##isa(a[p]);                                                                            \
-                QS_UNROLL for (int i = 0; i < (U); i++)                                                                \
-                    c[i] = qs_vfma_##isa(av, qs_vload_##isa(at + i * (W)), c[i]);                                      \
-            }                                                                                                          \
-            QS_UNROLL for (int i = 0; i < (U); i++) qs_vstore_##isa(y + j + (size_t)(i * (W)), c[i]);                  \
-        }                                                                                                              \
+        QS_GATHER(isa, V, W, U)                                                                                        \
+        QS_GATHER(isa, V, W, (U) / 2)                                                                                  \
         for (; j < n; j += (W)) {                                                                                      \
             V c = qs_vload_##isa(y + j);                                                                               \
             for (size_t p = 0; p < count; p++)                                                                         \
@@ -9198,19 +9203,24 @@ static const qs_train_kernels *qs_train_kernels_of(qsae_isa isa)
  * ascending; c's gradient over rows, then over parts of QS_PART latents; the loss in double, per chunk of columns, then
  * over chunks; the norm in double over latents. Threads split latents or columns, never a sum.
  *
- * The lists share one arena. A JumpReLU SAE may at first fire almost everywhere: when the arena overflows, latents are
- * taken in several rounds, and encoded again for the backward pass. The same bits, more time, no more memory.
+ * The lists share one arena; with a clip, those of JumpReLU lie where their latents' gradients will be, if they fit. A
+ * JumpReLU SAE may at first fire almost everywhere: when the arena overflows, latents are taken in several rounds, and
+ * encoded again for the backward pass. The same bits, more time, no more memory.
  * =================================================================================================== */
 
 #define QS_PART ((size_t)64)
-#define QS_SLAB_ROWS ((size_t)32) /* of x or the error, 256 columns wide: in the L1 cache while a part's latents pass */
-#define QS_SLAB_COLUMNS ((size_t)256)
+#define QS_SLAB_ROWS 48u /* of x or the error, QS_SLAB_COLUMNS wide: in the L1 cache while a part passes */
+#define QS_SLAB_COLUMNS ((size_t)128)
+#define QS_DOT_ROWS ((size_t)96) /* of the error: in the L2 cache while a part's latents pass */
+#define QS_SLAB_WIDE ((size_t)1024) /* columns copied at a time */
 #define QS_MAX_PREFIXES ((size_t)64)
 #define QS_MAX_ROWS ((size_t)1 << 20)
 #define QS_SCREEN_WIDEST ((size_t)1 << 16) /* 255 * 127 * this fits 31 bits */
 #define QS_SCREEN_MOST 0.08                /* of the pairs: when more may be kept, a dense encode is faster */
 #define QS_BLOCK_BYTES ((size_t)1 << 19) /* of packed encoder rows that stay in the L2 cache while the rows of x pass */
 #define QS_SAMPLE QS_PANEL               /* rows from which the cut-off of the TopK kinds is guessed */
+
+#define QS_AT_HOME SIZE_MAX /* of a list: not in the arena but where the latent's gradient will be */
 
 typedef struct qs_list {
     size_t at; /* in the arena */
@@ -9450,6 +9460,8 @@ typedef struct qs_backward_scratch {
     uint32_t *row;
     float *gfs, *as, *cs;     /* a part that fires densely: [rows_ld][QS_PART]; [QS_PART][rows_ld] */
     uint32_t *rows;
+    uint32_t *start;          /* [QS_PART][slabs + 1] where a list's slabs begin */
+    float *slab;              /* [QS_SLAB_ROWS x QS_SLAB_WIDE] */
 } qs_backward_scratch;
 
 typedef struct qs_decode_scratch {
@@ -9474,6 +9486,8 @@ static size_t qs_lay_encode(const qsae_trainer *t, void *base, qs_encode_scratch
     return c.overflow ? SIZE_MAX : c.used;
 }
 
+static size_t qs_slabs_of(const qsae_trainer *t) { return (t->rows_ld + QS_SLAB_ROWS - 1) / QS_SLAB_ROWS; }
+
 static size_t qs_lay_backward(const qsae_trainer *t, void *base, qs_backward_scratch *s)
 {
     qs_carve c = {base, 0, 0};
@@ -9487,6 +9501,8 @@ static size_t qs_lay_backward(const qsae_trainer *t, void *base, qs_backward_scr
     s->as = qs_cut(&c, many, sizeof(float));
     s->cs = qs_cut(&c, many, sizeof(float));
     s->rows = qs_cut(&c, many, sizeof(uint32_t));
+    s->start = qs_cut(&c, many ? QS_PART * (qs_slabs_of(t) + 1) : 0, sizeof(uint32_t));
+    s->slab = qs_cut(&c, many ? QS_SLAB_ROWS * QS_SLAB_WIDE : 0, sizeof(float));
     return c.overflow ? SIZE_MAX : c.used;
 }
 
@@ -9843,20 +9859,44 @@ static size_t qs_reserve(qsae_trainer *t, size_t n)
     return at;
 }
 
+/* Whether a list of n pairs lies where the gradient will be: values, then rows */
+static int qs_is_at_home(const qsae_trainer *t, size_t n)
+{
+    return t->grad && qs_is_jump(t) && n <= (t->in_ld + t->out_ld) / 2;
+}
+
+/* Where the list of latent i lies */
+typedef struct qs_span {
+    uint32_t *row;
+    float *value;
+} qs_span;
+
+static qs_span qs_span_of(const qsae_trainer *t, size_t i, const qs_list *l)
+{
+    qs_span s;
+    int home = l->at == QS_AT_HOME;
+    s.value = home ? t->grad + i * (t->in_ld + t->out_ld) : t->value + l->at;
+    s.row = home ? (uint32_t *)(void *)(s.value + l->n) : t->row + l->at;
+    return s;
+}
+
 static void qs_keep_lists(const qs_encode_run *run, size_t at, size_t count, const qs_encode_scratch *s)
 {
     qsae_trainer *t = run->t;
     size_t total = 0, to;
-    for (size_t r = 0; r < count; r++) total += s->count[r];
+    for (size_t r = 0; r < count; r++) total += qs_is_at_home(t, s->count[r]) ? 0 : s->count[r];
     to = qs_reserve(t, total);
     int fits = total <= t->cap && to <= t->cap - total;
     for (size_t r = 0; r < count; r++) {
-        qs_list *l = &run->list[run->index ? run->index[at + r] : at + r];
-        l->at = fits ? to : 0;
-        l->n = fits ? s->count[r] : 0;
-        memcpy(t->row + l->at, s->row + r * t->rows_ld, l->n * sizeof *s->row);
-        memcpy(t->value + l->at, s->value + r * t->rows_ld, l->n * sizeof *s->value);
-        to += l->n;
+        size_t i = run->index ? run->index[at + r] : at + r;
+        int home = qs_is_at_home(t, s->count[r]);
+        qs_list *l = &run->list[i];
+        l->at = home ? QS_AT_HOME : fits ? to : 0;
+        l->n = home || fits ? s->count[r] : 0;
+        qs_span span = qs_span_of(t, i, l);
+        memcpy(span.row, s->row + r * t->rows_ld, l->n * sizeof *s->row);
+        memcpy(span.value, s->value + r * t->rows_ld, l->n * sizeof *s->value);
+        to += home ? 0 : l->n;
     }
 }
 
@@ -10303,15 +10343,18 @@ typedef struct qs_decode_run {
 static size_t qs_firing(const qsae_trainer *t, size_t i, const qs_list *l, const qs_decode_scratch *s,
                         const uint32_t **row, const float **value)
 {
-    *row = t->row + l->at;
-    *value = t->value + l->at;
-    if (!qs_is_jump(t)) return l->n;
+    if (!qs_is_jump(t)) {
+        *row = t->row + l->at;
+        *value = t->value + l->at;
+        return l->n;
+    }
+    const qs_span all = qs_span_of(t, i, l);
     float theta = t->p[QSAE_PART_THETA][i];
     size_t n = 0;
     for (size_t j = 0; j < l->n; j++) {
-        s->row[n] = (*row)[j];
-        s->a[n] = (*value)[j];
-        n += !((*value)[j] <= theta);
+        s->row[n] = all.row[j];
+        s->a[n] = all.value[j];
+        n += !(all.value[j] <= theta);
     }
     *row = s->row;
     *value = s->a;
@@ -10525,10 +10568,11 @@ static size_t qs_jump_pairs(const qsae_trainer *t, size_t i, const qs_list *l, c
     const float theta = t->p[QSAE_PART_THETA][i], width = t->o.bandwidth, norm = t->norm[i];
     const int smooth = t->o.sparsity == QSAE_TRAIN_TANH;
     const float steep = t->l0_coefficient * t->o.tanh_scale / (float)t->n;
+    const qs_span all = qs_span_of(t, i, l);
     size_t n = 0;
     for (size_t j = 0; j < l->n; j++) {
-        uint32_t b = t->row[l->at + j];
-        float z = t->value[l->at + j], gf = s->gf[j], u = (z - theta) / width, gz = 0.0f, f = 0.0f;
+        uint32_t b = all.row[j];
+        float z = all.value[j], gf = s->gf[j], u = (z - theta) / width, gz = 0.0f, f = 0.0f;
         int fires = !(z <= theta), window = u > -0.5f && u < 0.5f;
         if (fires) f = z;
         g->fires |= fires;
@@ -10615,20 +10659,23 @@ static const float *qs_errors_of(const qsae_trainer *t, size_t i)
     return t->e + group * t->rows_ld * t->out_ld;
 }
 
-/* The gradient of latent i over its lists into grad [in_ld + out_ld], which is zero */
+/* The gradient of latent i over its lists into grad [in_ld + out_ld], where its list may lie */
 static qs_grads qs_backward_lists(qsae_trainer *t, size_t i, const qs_backward_scratch *s, float *grad)
 {
     const qs_list *l = &t->list[i];
     const float *errors = qs_errors_of(t, i);
     float *enc = grad, *dec = grad + t->in_ld;
+    const size_t wide = t->in_ld + t->out_ld;
     qs_grads g = {0, 0, 0, 0.0f, 0};
     if (qs_is_jump(t)) {
-        t->train->pair_dots(t->p[QSAE_PART_DEC] + i * t->out_ld, t->out_ld, errors, t->out_ld, t->row + l->at, l->n,
-                            s->gf);
+        t->train->pair_dots(t->p[QSAE_PART_DEC] + i * t->out_ld, t->out_ld, errors, t->out_ld,
+                            qs_span_of(t, i, l).row, l->n, s->gf);
         size_t n = qs_jump_pairs(t, i, l, s, &g);
+        memset(grad, 0, wide * sizeof *grad);
         t->train->gather(s->a, s->row, n, errors, t->out_ld, t->out_ld, dec);
         t->train->gather(s->c, s->row, n, t->x, t->in_ld, t->in_ld, enc);
     } else {
+        memset(grad, 0, wide * sizeof *grad);
         g.fires = l->n > 0;
         if (l->n) qs_plain_pairs(t, i, l, errors, s, enc, dec, &g);
         if (t->with_aux && qs_is_dead(t, i)) qs_plain_pairs(t, i, &t->aux_list[i], t->aux_e, s, enc, dec, &g);
@@ -10653,46 +10700,104 @@ static void qs_backward_end(qsae_trainer *t, size_t i, const qs_backward_scratch
     t->square[i] = (double)e2 + (double)d2 + g.bias * g.bias + g.theta * g.theta;
 }
 
-/* y_r += sum_p a_r[p] x[row_r[p]] for latents r, as gather, but a slab of x that fits the L1 cache serves all latents
- * before the next: the same chains */
-static void qs_gather_slabs(const qsae_trainer *t, size_t count, const size_t *n, const float *a, const uint32_t *row,
-                            const float *x, size_t ld, float *y, size_t wide)
+/* Makes rows, which ascend, numbers within their slabs; start[k] becomes where slab k begins, k = 0..slabs */
+static void qs_split_rows(uint32_t *row, size_t n, uint32_t *start, size_t slabs)
 {
-    for (size_t j = 0; j < ld; j += QS_SLAB_COLUMNS) {
-        size_t done[QS_PART] = {0}, columns = qs_min(QS_SLAB_COLUMNS, ld - j);
-        for (size_t b = QS_SLAB_ROWS; b < t->n + QS_SLAB_ROWS; b += QS_SLAB_ROWS)
-            for (size_t r = 0; r < count; r++) {
-                const uint32_t *rows = row + r * t->rows_ld;
-                size_t from = done[r], to = from;
-                while (to < n[r] && rows[to] < b) to++;
-                if (to > from)
-                    t->train->gather(a + r * t->rows_ld + from, rows + from, to - from, x + j, ld, columns,
-                                     y + r * wide + j);
-                done[r] = to;
-            }
+    memset(start, 0, (slabs + 1) * sizeof *start);
+    for (size_t p = 0; p < n; p++) {
+        uint32_t slab = row[p] / QS_SLAB_ROWS;
+        start[slab + 1]++;
+        row[p] -= slab * QS_SLAB_ROWS;
     }
+    for (size_t k = 0; k < slabs; k++) start[k + 1] += start[k];
 }
 
-/* JumpReLU latents i0.. whose lists are long: as qs_backward_lists of each, into grad [count][in_ld + out_ld] */
-static void qs_backward_dense(qsae_trainer *t, size_t i0, size_t count, const qs_backward_scratch *s, float *grad,
+/* Rows of x, up to QS_SLAB_WIDE columns, to [column / QS_SLAB_COLUMNS][QS_SLAB_ROWS][QS_SLAB_COLUMNS] */
+static void qs_copy_slab(const float *x, size_t ld, size_t rows, size_t columns, float *slab)
+{
+    for (size_t b = 0; b < rows; b++)
+        for (size_t j = 0; j < columns; j += 16) /* of a fixed size: no call */
+            memcpy(slab + (j / QS_SLAB_COLUMNS * QS_SLAB_ROWS + b) * QS_SLAB_COLUMNS + j % QS_SLAB_COLUMNS,
+                   x + b * ld + j, 16 * sizeof *x);
+}
+
+/* Asks for p [n] to be brought near. */
+static void qs_ask(const float *p, size_t n)
+{
+#if defined(__GNUC__)
+    for (size_t j = 0; j < n; j += 16) __builtin_prefetch(p + j, 0, 2);
+#else
+    (void)p, (void)n;
+#endif
+}
+
+/* y_r += sum_p a_r[p] x[row_r[p]] for latents r, as gather, but a slab of x serves all latents before the next: the same
+ * chains. It is copied, because rows a power of two apart would push each other out of the cache. */
+static void qs_gather_slabs(const qsae_trainer *t, size_t count, const float *a, const float *x, size_t ld, float *y,
+                            const qs_backward_scratch *s)
+{
+    const size_t slabs = qs_slabs_of(t), wide = t->in_ld + t->out_ld;
+    for (size_t j0 = 0; j0 < ld; j0 += QS_SLAB_WIDE)
+        for (size_t k = 0; k * QS_SLAB_ROWS < t->n; k++) {
+            const size_t columns = qs_min(QS_SLAB_WIDE, ld - j0), b = k * QS_SLAB_ROWS;
+            const size_t after = qs_min(b + QS_SLAB_ROWS, t->n), ahead = qs_min(QS_SLAB_ROWS, t->n - after);
+            const float *next = x + after * ld + j0;
+            qs_copy_slab(x + b * ld + j0, ld, qs_min(QS_SLAB_ROWS, t->n - b), columns, s->slab);
+            for (size_t j = 0; j < columns; j += QS_SLAB_COLUMNS)
+                for (size_t r = 0; r < count; r++) {
+                    const uint32_t *start = s->start + r * (slabs + 1) + k;
+                    const size_t at = r * t->rows_ld + start[0], n = start[1] - start[0];
+                    if (r < ahead) qs_ask(next + r * ld + j, qs_min(QS_SLAB_COLUMNS, columns - j));
+                    if (n)
+                        t->train->gather(a + at, s->rows + at, n, s->slab + j * QS_SLAB_ROWS, QS_SLAB_COLUMNS,
+                                         qs_min(QS_SLAB_COLUMNS, columns - j), y + r * wide + j0 + j);
+                }
+        }
+}
+
+/* s->as = d_r . e of the pairs of latents i0.., a slab of rows at a time, which stays in the L2 cache */
+static void qs_dots_slabs(const qsae_trainer *t, size_t i0, size_t count, const qs_backward_scratch *s)
+{
+    size_t done[QS_PART] = {0};
+    for (size_t b = QS_DOT_ROWS; b < t->n + QS_DOT_ROWS; b += QS_DOT_ROWS)
+        for (size_t r = 0; r < count; r++) {
+            const qs_list *l = &t->list[i0 + r];
+            const uint32_t *row = qs_span_of(t, i0 + r, l).row;
+            size_t from = done[r], to = from;
+            while (to < l->n && row[to] < b) to++;
+            t->train->pair_dots(t->p[QSAE_PART_DEC] + (i0 + r) * t->out_ld, t->out_ld, t->e, t->out_ld, row + from,
+                                to - from, s->as + r * t->rows_ld + from);
+            done[r] = to;
+        }
+}
+
+/* JumpReLU latents i0.. whose lists are long: as qs_backward_lists of each, into grad [count][in_ld + out_ld]. `most`:
+ * so long that all products are computed, not those of the lists */
+static void qs_backward_dense(qsae_trainer *t, size_t i0, size_t count, int most, const qs_backward_scratch *s, float *grad,
                               qs_grads *g)
 {
     const qs_grads none = {0, 0, 0, 0.0f, 0};
-    size_t n[QS_PART], wide = t->in_ld + t->out_ld;
-    t->kernels->dots[QSAE_TYPE_F32](t->p[QSAE_PART_DEC] + i0 * t->out_ld, t->out_ld * sizeof(float), count, t->out_ld,
-                                    t->e, t->out_ld, t->n, s->gfs, QS_PART);
+    const size_t wide = t->in_ld + t->out_ld, slabs = qs_slabs_of(t);
+    if (most)
+        t->kernels->dots[QSAE_TYPE_F32](t->p[QSAE_PART_DEC] + i0 * t->out_ld, t->out_ld * sizeof(float), count,
+                                        t->out_ld, t->e, t->out_ld, t->n, s->gfs, QS_PART);
+    else
+        qs_dots_slabs(t, i0, count, s);
     for (size_t r = 0; r < count; r++) {
         const qs_list *l = &t->list[i0 + r];
         qs_backward_scratch own = *s;
-        own.a = s->as + r * t->rows_ld;
+        own.a = own.gf = s->as + r * t->rows_ld; /* a pair's gf is read before its a is written */
         own.c = s->cs + r * t->rows_ld;
         own.row = s->rows + r * t->rows_ld;
-        for (size_t j = 0; j < l->n; j++) s->gf[j] = s->gfs[t->row[l->at + j] * QS_PART + r];
+        const uint32_t *row = qs_span_of(t, i0 + r, l).row;
+        for (size_t j = 0; most && j < l->n; j++) own.gf[j] = s->gfs[row[j] * QS_PART + r];
         g[r] = none;
-        n[r] = qs_jump_pairs(t, i0 + r, l, &own, &g[r]);
+        size_t n = qs_jump_pairs(t, i0 + r, l, &own, &g[r]);
+        qs_split_rows(own.row, n, s->start + r * (slabs + 1), slabs);
     }
-    qs_gather_slabs(t, count, n, s->as, s->rows, t->e, t->out_ld, grad + t->in_ld, wide);
-    qs_gather_slabs(t, count, n, s->cs, s->rows, t->x, t->in_ld, grad, wide);
+    memset(grad, 0, count * wide * sizeof *grad);
+    qs_gather_slabs(t, count, s->as, t->e, t->out_ld, grad + t->in_ld, s);
+    qs_gather_slabs(t, count, s->cs, t->x, t->in_ld, grad, s);
 }
 
 /* ---- update ---- */
@@ -10734,19 +10839,13 @@ static void qs_backward_part(qsae_trainer *t, size_t i0, size_t count, const qs_
     qs_grads g[QS_PART];
     for (size_t r = 0; r < count; r++) pairs += t->list[i0 + r].n;
     dense = qs_is_jump(t) && pairs > count * t->n / 8;
-    if (dense) {
-        memset(grad, 0, count * wide * sizeof *grad);
-        qs_backward_dense(t, i0, count, s, grad, g);
-    }
+    if (dense) qs_backward_dense(t, i0, count, pairs > count * t->n / 3, s, grad, g);
     for (size_t i = i0; i < i0 + count; i++, grad += wide) {
         t->touched[i] = (uint8_t)(dense || qs_has_gradient(t, i));
         t->hit[i] = 0;
         t->square[i] = t->penalty[i] = 0;
         if (t->touched[i]) {
-            if (!dense) {
-                memset(grad, 0, wide * sizeof *grad);
-                g[i - i0] = qs_backward_lists(t, i, s, grad);
-            }
+            if (!dense) g[i - i0] = qs_backward_lists(t, i, s, grad);
             qs_backward_end(t, i, s, grad, g[i - i0]);
             if (!t->o.no_b_dec_input)
                 t->kernels->axpy[QSAE_TYPE_F32](-t->g_bias[i], t->p[QSAE_PART_ENC] + i * t->in_ld, t->in_ld, sum);
