@@ -10116,19 +10116,42 @@ static void qs_sample_task(void *arg, size_t lo, size_t hi, size_t thread)
                   s.w, s.z, t->keys);
 }
 
-/* Computes the keys of evenly spaced rows; returns how many rows, at[] their numbers. */
-static size_t qs_sample_keys(qsae_trainer *t, size_t *at)
+static float qs_below(float v) /* the largest float below v, which is finite */
+{
+    uint32_t u;
+    memcpy(&u, &v, 4);
+    if (v == 0.0f) u = 0x80000001u;
+    else u += u >> 31 ? 1u : UINT32_MAX;
+    memcpy(&v, &u, 4);
+    return v;
+}
+
+/* Computes the keys of rows at[0 .. n - 1], n at most QS_SAMPLE, into t->keys: there the lists lie otherwise. */
+static void qs_keys_of(qsae_trainer *t, const size_t *at, size_t n)
 {
     const float *rows[QS_SAMPLE];
-    size_t n = qs_min(QS_SAMPLE, (t->n + 15) / 16);
-    for (size_t j = 0; j < n; j++) {
-        at[j] = (2 * j + 1) * t->n / (2 * n);
-        rows[j] = t->x + at[j] * t->in_ld;
-    }
+    for (size_t j = 0; j < n; j++) rows[j] = t->x + at[j] * t->in_ld;
     qs_interleave(rows, n, t->in_ld, QS_PANEL, t->packed + t->rows_ld * t->in_ld);
     qs_parallel(t->o.n_threads, (t->o.d_sae + QS_LATENTS - 1) / QS_LATENTS, QS_LATENTS * QS_PANEL * t->in_ld,
                 qs_sample_task, t);
+}
+
+/* Computes the keys of evenly spaced rows; returns how many rows, at[] their numbers. */
+static size_t qs_sample_keys(qsae_trainer *t, size_t *at)
+{
+    size_t n = qs_min(QS_SAMPLE, (t->n + 15) / 16);
+    for (size_t j = 0; j < n; j++) at[j] = (2 * j + 1) * t->n / (2 * n);
+    qs_keys_of(t, at, n);
     return n;
+}
+
+/* The k-th largest of the keys of row j of qs_keys_of */
+static float qs_kth_key(qsae_trainer *t, size_t j)
+{
+    float *column = t->value; /* the arena is free now, and holds d_sae values */
+    for (size_t i = 0; i < t->o.d_sae; i++) column[i] = t->keys[i * QS_PANEL + j];
+    qs_rank r = qs_rank_of(column, t->o.d_sae, (uint64_t)t->o.k);
+    return qs_rank_value(&r);
 }
 
 /* BatchTopK: a cut-off that somewhat more than k per row are likely to pass */
@@ -10287,42 +10310,57 @@ static void qs_keep_limits(qsae_trainer *t, qs_list *list, const uint32_t *index
 /* The least ratio of the k-th key to |x'| in a sample */
 static double qs_guess_rows(qsae_trainer *t)
 {
-    size_t at[QS_SAMPLE], n = qs_sample_keys(t, at), k = (size_t)t->o.k, m = t->o.d_sae;
+    size_t at[QS_SAMPLE], n = qs_sample_keys(t, at);
     double least = -1;
     for (size_t j = 0; j < n; j++) {
-        float *column = t->value; /* the arena is free now, and holds d_sae values */
-        for (size_t i = 0; i < m; i++) column[i] = t->keys[i * QS_PANEL + j];
-        qs_rank r = qs_rank_of(column, m, k);
-        double ratio = t->length[at[j]] > 0.0f ? (double)qs_rank_value(&r) / (double)t->length[at[j]] : 0;
+        float length = t->length[at[j]];
+        double ratio = length > 0.0f ? (double)qs_kth_key(t, j) / (double)length : 0;
         if (least < 0 || ratio < least) least = ratio;
     }
     return least > 0 ? least : 0;
 }
 
+/* Rows at[0 .. n - 1] get the cut-off that their k largest keys pass, and nothing below these. */
+static void qs_cut_exactly(qsae_trainer *t, const size_t *at, size_t n)
+{
+    qs_keys_of(t, at, n);
+    for (size_t j = 0; j < n; j++) {
+        float kth = qs_kth_key(t, j);
+        t->cut[at[j]] = kth > 0.0f ? qs_below(kth) : 0.0f;
+    }
+}
+
+/* Cuts exactly where the lists (by rows from start) have fewer than k of a row; start NULL: all rows. Returns how many. */
+static size_t qs_cut_poor(qsae_trainer *t, const uint32_t *start)
+{
+    size_t at[QS_SAMPLE], n = 0, poor = 0;
+    for (size_t b = 0; b < t->n; b++) {
+        if (start && (start[b + 1] - start[b] >= (size_t)t->o.k || !(t->cut[b] > 0.0f))) continue;
+        at[n++] = b;
+        poor++;
+        if (n == QS_SAMPLE) {
+            qs_cut_exactly(t, at, n);
+            n = 0;
+        }
+    }
+    if (n) qs_cut_exactly(t, at, n);
+    return poor;
+}
+
+/* Encodes with a guess of each row's cut-off; where that was too high, or all too low, again with the exact one. */
 static qsae_status qs_select_rows(qsae_trainer *t, qsae_error *err)
 {
-    size_t k = (size_t)t->o.k, poor = 1;
+    size_t k = (size_t)t->o.k;
     uint32_t *start = t->active;
     double ratio = k < t->o.d_sae ? 0.9 * qs_guess_rows(t) : 0;
     qs_set_cuts(t, 0.0f);
     for (size_t b = 0; b < t->n; b++) t->cut[b] = (float)(ratio * (double)t->length[b]);
-    for (int tries = 0; poor; tries++) {
-        poor = 0;
+    for (int tries = 0;; tries++) {
         t->used = 0;
-        if (!qs_encode_range(t, NULL, 0, t->o.d_sae, t->list) || t->used > t->work_cap) {
-            if (tries > 60) return qs_crowded(t, err);
-            for (size_t b = 0; b < t->n; b++)
-                t->cut[b] = t->cut[b] > 0.0f ? 1.25f * t->cut[b] : 1e-6f * t->length[b];
-            poor = 1;
-            continue;
-        }
-        qs_transpose_lists(t, start);
-        for (size_t b = 0; b < t->n; b++) {
-            if (start[b + 1] - start[b] >= k || !(t->cut[b] > 0.0f)) continue;
-            t->cut[b] = tries < 60 ? (tries < 2 ? 0.7f * t->cut[b] : tries < 30 ? 0.0f : 0.9f * t->cut[b]) : 0.0f;
-            poor = 1;
-        }
-        if (poor && tries > 60) return qs_crowded(t, err);
+        int fits = qs_encode_range(t, NULL, 0, t->o.d_sae, t->list) && t->used <= t->work_cap;
+        if (!fits && tries == 2) return qs_crowded(t, err);
+        if (fits) qs_transpose_lists(t, start);
+        if (!qs_cut_poor(t, fits ? start : NULL) || tries == 3) break; /* 3: keys that are NaN */
     }
     qs_limit_job job = {t, start};
     qs_parallel(t->o.n_threads, t->n, 64 * k, qs_limit_task, &job);
@@ -10479,16 +10517,6 @@ static void qs_aux_task(void *arg, size_t lo, size_t hi, size_t thread)
 }
 
 /* ---- aux: the dead latents' lists ---- */
-
-static float qs_below(float v) /* the largest float below v, which is finite */
-{
-    uint32_t u;
-    memcpy(&u, &v, 4);
-    if (v == 0.0f) u = 0x80000001u;
-    else u += u >> 31 ? 1u : UINT32_MAX;
-    memcpy(&v, &u, 4);
-    return v;
-}
 
 static void qs_find_dead(qsae_trainer *t)
 {

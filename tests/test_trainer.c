@@ -619,6 +619,43 @@ static void test_rounds(void)
 
 /* ---- save and load ---- */
 
+/* TopK guesses cut-offs from evenly spaced rows. Here these are along single latents, far above what the others reach,
+ * and there is no room for the others' lists without cut-offs. */
+static void test_misled_guess(void)
+{
+    enum { W = 16, LATENTS = 2048, ROWS = 1600, SAMPLE = 48 };
+    static float rows[ROWS * W], enc[LATENTS * W];
+    for (int screen = 0; screen < 2; screen++) {
+        qsae_train_stats s;
+        qsae_error e = {0};
+        start(QSAE_TRAIN_TOPK);
+        options.d_in = W;
+        options.d_sae = LATENTS;
+        options.max_rows = ROWS;
+        options.k = 5;
+        options.no_screen = !screen;
+        qsae_trainer *t = make(&options);
+        CHECK(qsae_trainer_get(t, QSAE_PART_ENC, 0, LATENTS, enc, NULL) == QSAE_OK);
+        draw_rows(rows, ROWS, W, 3);
+        for (int i = 0; i < ROWS; i++)
+            rows[i * W] += 30; /* mostly one direction, which few latents have */
+        for (int i = 0; i < LATENTS; i++)
+            enc[i * W] = i < 8 ? 0.4f : enc[i * W] * 0.01f;
+        CHECK(qsae_trainer_set(t, QSAE_PART_ENC, 0, LATENTS, enc, NULL) == QSAE_OK);
+        for (int i = 0; i < ROWS; i++) {
+            int sampled = 0;
+            for (int j = 0; j < SAMPLE; j++)
+                sampled |= i == (2 * j + 1) * ROWS / (2 * SAMPLE);
+            if (!sampled)
+                rows[i * W] = 0;
+        }
+        if (!CHECK(qsae_trainer_step(t, rows, NULL, ROWS, &s, &e) == QSAE_OK))
+            fprintf(stderr, "    %s\n", e.text);
+        CHECK(s.l0 > 4.9 && s.l0 <= 5);
+        qsae_trainer_destroy(t);
+    }
+}
+
 static void test_resume(void)
 {
     for (int arch = 0; arch < 4; arch++) {
@@ -1054,6 +1091,7 @@ int main(void)
     test_same_bits();
     test_screen_bound();
     test_rounds();
+    test_misled_guess();
     test_resume();
     test_bad_states();
     test_export();
