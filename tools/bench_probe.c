@@ -396,7 +396,7 @@ static probe_loop choose(const probe *p, probe_kind kind, qsae_isa isa)
 #else
 #if defined(PROBE_NEON)
     int neon = any || !strncmp(name, "neon", 4);
-    int dots = any || (neon && strstr(name, "dot"));
+    int dots = any || (neon && strlen(name) > 4); /* neondot and neoni8mm have both */
     if (kind == PROBE_FMA && neon)
         return fma_neon;
     if (kind == PROBE_VNNI && dots && p->dotprod)
