@@ -58,6 +58,12 @@ for n in 1 2; do
 done
 check "two threads, the same bits" cmp -s "$work/threads1/eval.json" "$work/threads2/eval.json"
 
+if [ -n "$RUN" ]; then
+    skip "slices, kills and refusals under $RUN: minutes, and the same on every machine"
+    finish
+    exit
+fi
+
 for i in 3 1 2; do
     works "$work/parts" --only $i/3
 done
@@ -66,24 +72,20 @@ $QSAE eval --merge "$work/parts" -o "$work/merged" 2> "$work/err"
 same "$work/merged"
 
 # Killed at random moments, of every part, until it comes through.
-if [ -n "$RUN" ]; then
-    skip "no kill -9 under $RUN"
-else
-    kills=0
-    round=0
-    while [ ! -e "$work/killed/eval.json" ] && [ $round -lt 60 ]; do
-        round=$((round + 1))
-        $BUILD/qsae eval "$model" "$suite" --data "$text" --tokens 80 --context 32 --seed 7 \
-            --controls random,pca --joint site,all -o "$work/killed" --save-every 1 \
-            > "$work/out" 2>&1 &
-        pid=$!
-        [ $round -gt 9 ] || { sleep "0.0$((round * 7 % 10))$round" && kill -9 $pid; } 2> /dev/null
-        wait $pid 2> /dev/null
-        [ $? -ne 137 ] || kills=$((kills + 1))
-    done
-    check "it was killed now and then ($kills times)" test $kills -gt 2
-    same "$work/killed"
-fi
+kills=0
+round=0
+while [ ! -e "$work/killed/eval.json" ] && [ $round -lt 60 ]; do
+    round=$((round + 1))
+    $BUILD/qsae eval "$model" "$suite" --data "$text" --tokens 80 --context 32 --seed 7 \
+        --controls random,pca --joint site,all -o "$work/killed" --save-every 1 \
+        > "$work/out" 2>&1 &
+    pid=$!
+    [ $round -gt 9 ] || { sleep "0.0$((round * 7 % 10))$round" && kill -9 $pid; } 2> /dev/null
+    wait $pid 2> /dev/null
+    [ $? -ne 137 ] || kills=$((kills + 1))
+done
+check "it was killed now and then ($kills times)" test $kills -gt 2
+same "$work/killed"
 
 # fails CODE PATTERN ARGUMENTS...: that exit code and one line that has the pattern
 fails() {
