@@ -66,11 +66,11 @@ static double norm_of(const params *p, int i)
 
 static double scale_in(void)
 {
-    return options.scale_in ? (double)options.scale_in : 1;
+    return options.scale_in != 0 ? (double)options.scale_in : 1;
 }
 static double scale_out(void)
 {
-    return options.scale_out ? (double)options.scale_out : scale_in();
+    return options.scale_out != 0 ? (double)options.scale_out : scale_in();
 }
 
 static double z_of(const params *p, int b, int i)
@@ -116,10 +116,11 @@ static double loss(const params *p, base *at, int take)
             }
             if (options.arch == QSAE_TRAIN_JUMPRELU &&
                 options.sparsity == QSAE_TRAIN_TANH)
-                total += l *
-                         tanh((options.tanh_scale ? (double)options.tanh_scale : 4) *
-                              f[i] * n) /
-                         B;
+                total +=
+                    l *
+                    tanh((options.tanh_scale != 0 ? (double)options.tanh_scale : 4) *
+                         f[i] * n) /
+                    B;
             if (at->dead[i] && p->theta[i] > z)
                 total +=
                     (double)options.pre_act_coefficient * (p->theta[i] - z) * n / B;
